@@ -1,0 +1,158 @@
+"""What travels between the stages. Each stage makes the next type; nothing is filled in later.
+
+Nothing here imports torch at run time, so a recipe can be checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["stop", "length", "given"]
+"""`stop`: the policy ended its turn; `length`: cut at the token limit; `given`: read from a file."""
+
+Status = Literal["ok", "unparsable", "timeout", "error"]
+
+Message = Mapping[str, str]
+"""A chat message: `role` and `content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. The neutral values (1, 1, 0, 0) sample the policy itself."""
+
+    temperature: float = 1.0
+    """0 decodes greedily."""
+    max_tokens: int = 256
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, as the exact token ids the engine will see. Hashable by its id; holds no tensors."""
+
+    id: str
+    tokens: tuple[int, ...]
+    text: str
+    """The rendered prompt, for people to read; never encoded again."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    """The whole data set row: what verifiers receive by name."""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One response. All tuples have one entry per token, prompt included: `[T]`."""
+
+    tokens: tuple[int, ...]
+    mask: tuple[bool, ...]
+    """True where the policy said the token; prompt, tool and template tokens are False."""
+    text: str
+    """The policy's words without special tokens: what verifiers read."""
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] | None = None
+    """The engine's log-probability of each token when it was drawn, 0 where the mask is False; None offline."""
+    versions: tuple[int, ...] | None = None
+    """The weight version that drew each token, -1 where the mask is False; None offline."""
+    seed: int | None = None
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mask", "logprobs", "versions"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.tokens):
+                raise ValueError(f"Rollout.{name} has {len(value)} entries for {len(self.tokens)} tokens")
+
+    @property
+    def length(self) -> int:
+        """How many tokens the policy said."""
+        return sum(self.mask)
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a response is worth. `score` None means not graded: never trained on, never a silent zero."""
+
+    score: float | None
+    status: Status = "ok"
+    parts: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+    """Each grader's own score before weighting, by name."""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.score is not None and (self.score != self.score or abs(self.score) == float("inf")):
+            raise ValueError(f"Verdict.score must be finite or None, not {self.score}")
+        if self.status in ("timeout", "error") and self.score is not None:
+            raise ValueError(f"a verdict with status {self.status!r} cannot carry a score ({self.score})")
+        if self.status == "ok" and self.score is None:
+            raise ValueError("a verdict with status 'ok' needs a score")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt, its K responses and what they are worth: the unit of comparison, filtering and logging."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.rollouts) != len(self.verdicts):
+            raise ValueError(f"{len(self.rollouts)} rollouts with {len(self.verdicts)} verdicts")
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What the learner adds to a group, and only what the algorithm's needs ask for; one `[T]` tensor per rollout."""
+
+    previous: Sequence[Tensor] | None = None
+    """Log-probabilities under the trainer's weights before the first update on this batch."""
+    reference: Sequence[Tensor] | None = None
+    """Log-probabilities under the reference policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A rollout with what it teaches; per-token tensors `[T]` on the CPU."""
+
+    rollout: Rollout
+    group: int
+    """Index of its group in the optimiser step: rows of one group may share their prompt."""
+    mask: Tensor
+    """[T] bool: the tokens that are learnt from."""
+    advantages: Tensor
+    previous: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths` `[S]` and `groups` `[S]`."""
+
+    tokens: Tensor
+    position: Tensor
+    segment: Tensor
+    """Which of the S sequences a token belongs to."""
+    mask: Tensor
+    behaviour: Tensor
+    """The engine's log-probabilities; 0 outside the mask."""
+    advantages: Tensor
+    lengths: Tensor
+    groups: Tensor
+    total_tokens: int
+    """Masked tokens of the whole optimiser step: a denominator, whatever the micro-batch."""
+    total_sequences: int
+    """Sequences of the whole optimiser step that have a masked token."""
+    previous: Tensor | None = None
+    reference: Tensor | None = None
