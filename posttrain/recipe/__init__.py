@@ -1,0 +1,47 @@
+"""The shape of a recipe: YAML to a frozen typed tree. Imports no torch."""
+
+from posttrain.recipe.blocks import (
+    AlgorithmChoice,
+    Data,
+    Evaluation,
+    FileSource,
+    Grading,
+    Hardware,
+    HubSource,
+    Learner,
+    Lora,
+    Model,
+    Optimizer,
+    ReasoningGymSource,
+    Recipe,
+    Reward,
+    Rollout,
+    Run,
+    Sampler,
+    Source,
+)
+from posttrain.recipe.load import dump, load, parse
+
+__all__ = [
+    "AlgorithmChoice",
+    "Data",
+    "Evaluation",
+    "FileSource",
+    "Grading",
+    "Hardware",
+    "HubSource",
+    "Learner",
+    "Lora",
+    "Model",
+    "Optimizer",
+    "ReasoningGymSource",
+    "Recipe",
+    "Reward",
+    "Rollout",
+    "Run",
+    "Sampler",
+    "Source",
+    "dump",
+    "load",
+    "parse",
+]

@@ -1,0 +1,261 @@
+"""Every block of a recipe: at most twelve fields each, frozen, unknown keys refused, every default visible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+
+class Block(BaseModel):
+    """A part of a recipe. Values cannot change once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class Lora(Block):
+    """Train low-rank adapters instead of all weights (2106.09685)."""
+
+    rank: PositiveInt = 16
+    alpha: float = Field(32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class Model(Block):
+    """The checkpoint that is trained."""
+
+    path: str
+    """A hub id, a folder, a .gguf file, or pkg://package/file for a file inside an installed Python package."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    max_length: PositiveInt | None = None
+    """Longest prompt plus completion in tokens; the model's own limit where empty."""
+    lora: Lora | None = None
+
+
+class AlgorithmChoice(Block):
+    """A row of the algorithm table by name, with any of its cells or their parameters replaced."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Everything beside the name: checked against the row, where the keys are known."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class SourceFields(Block):
+    """What every source of prompts has in common."""
+
+    prompt: str | None = None
+    """A template over the row's columns, as in "{question} Answer with just the number."; the usual columns otherwise."""
+    system: str | None = None
+    """A system message put before the prompt."""
+    columns: dict[str, str] = {}
+    """Names that verifiers expect, mapped to the data set's own: {answer: solution}."""
+    limit: PositiveInt | None = None
+    """Keep the first so many rows."""
+
+
+class ReasoningGymSource(SourceFields):
+    """Problems made by a reasoning_gym task, deterministic in (task, seed, config)."""
+
+    source: Literal["reasoning_gym"]
+    task: str
+    size: PositiveInt = 1000
+    seed: int = 0
+    config: dict[str, Any] = {}
+    """The task's own settings."""
+
+
+class FileSource(SourceFields):
+    """Rows of local .jsonl, .json or .parquet files."""
+
+    source: Literal["file"]
+    path: str
+    """A file, or a pattern that matches several; relative to the working directory."""
+
+
+class HubSource(SourceFields):
+    """A data set of the Hugging Face hub, or a folder in its layout."""
+
+    source: Literal["hub"]
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+Source = Annotated[ReasoningGymSource | FileSource | HubSource, Field(discriminator="source")]
+
+
+class Data(Block):
+    """Where prompts come from. Prompts that also stand in `eval` are taken out of `train` and counted."""
+
+    train: Source
+    eval: Source | None = None
+    max_prompt_tokens: PositiveInt | None = None
+    """Longer prompts are reported and skipped; what the model's length leaves beside the completion where empty."""
+
+
+class Reward(Block):
+    """One grader and its share of the score."""
+
+    verifier: str
+    """package.module:Name of a function or class; TRL-style reward functions are taken as they stand."""
+    weight: float = 1.0
+    name: str | None = None
+    """How metrics call it; the verifier's own name where empty."""
+    settings: dict[str, Any] = {}
+    """Keyword arguments of the verifier's class."""
+
+
+class Grading(Block):
+    """How graders run: in a pool of processes that can be killed."""
+
+    workers: PositiveInt = 2
+    timeout: float = Field(10.0, gt=0)
+    """Wall-clock seconds for one verdict."""
+    retries: int = Field(1, ge=0)
+    """How often a crashed or raising grader is asked again before its roll-out leaves the group."""
+    max_failure_rate: float = Field(0.5, gt=0, le=1)
+    """Stop when more than this share of a step's verdicts failed for reasons that are not the policy's."""
+
+
+class Rollout(Block):
+    """How groups are sampled. Filters such as top_p are left out on purpose: they bias on-policy ratios."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    group_size: PositiveInt = 8
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: PositiveInt = 512
+    """New tokens of a completion."""
+
+
+class Optimizer(Block):
+    """AdamW on fp32 master weights; one optimiser step sees prompts_per_step / minibatches prompts."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes from its peak to zero at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimiser steps from zero to the peak."""
+    prompts_per_step: PositiveInt = 16
+    """Prompts whose groups make one step of the loop."""
+    minibatches: PositiveInt = 1
+    """Optimiser steps that share a step's roll-outs, once per epoch."""
+    epochs: PositiveInt = 1
+    """Passes over a step's roll-outs."""
+
+
+class Run(Block):
+    """How long, where to, and what is kept."""
+
+    steps: PositiveInt
+    folder: Path
+    seed: int = 0
+    evaluate_every: int = Field(0, ge=0)
+    """Evaluate every so many steps; 0 evaluates before the first and after the last step only."""
+    save_every: int = Field(0, ge=0)
+    """Checkpoint every so many steps; 0 writes the last step only."""
+    keep_checkpoints: PositiveInt | None = None
+    """Remove all but the newest so many; none is removed where empty."""
+    parity_every: PositiveInt = 1
+    """Hold engine and trainer log-probabilities against their bound at step 0 and every so many steps."""
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go beside metrics.jsonl and the console."""
+
+
+class Evaluation(Block):
+    """How held-out accuracy is measured."""
+
+    samples: PositiveInt = 8
+    """Completions per problem for avg@k."""
+    temperature: float = Field(1.0, gt=0)
+    greedy: bool = True
+    """Also decode each problem once at temperature 0."""
+    max_tokens: PositiveInt | None = None
+    """The roll-outs' limit where empty."""
+
+
+class Learner(Block):
+    """The training side."""
+
+    strategy: Literal["single"] = "single"
+    layout: Literal["auto", "tree", "rows", "packed"] = "auto"
+    """How a micro-batch lies in attention: tree computes a prompt once for its group. Gradients do not depend on it."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Token positions of one forward pass, padding included; gradients do not depend on it."""
+    logit_chunk: PositiveInt = 1024
+    """Tokens whose logits exist at one time."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+
+
+class Sampler(Block):
+    """The generating side."""
+
+    tensor_parallel: PositiveInt = 1
+    memory: float = Field(1.0, gt=0)
+    """For the key-value cache: GiB on a CPU; on a GPU, at most 1, the engine's share of the card."""
+    max_sequences: PositiveInt = 128
+    """Sequences decoded at one time."""
+    compile: bool = False
+    """Let the engine compile its graph: slower to start, faster to decode."""
+
+
+class Hardware(Block):
+    """The only block that differs between a laptop and a cluster."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """Of compute, on both sides; master weights and optimiser state are fp32 (fp64 under float64)."""
+    learner: Learner = Learner()
+    sampler: Sampler = Sampler()
+
+
+class Recipe(Block):
+    """A complete run."""
+
+    model: Model
+    algorithm: AlgorithmChoice
+    data: Data
+    rewards: tuple[Reward, ...] = Field(min_length=1)
+    run: Run
+    rollout: Rollout = Rollout()
+    optimizer: Optimizer = Optimizer()
+    grading: Grading = Grading()
+    evaluation: Evaluation = Evaluation()
+    hardware: Hardware = Hardware()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _algorithm_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> Recipe:
+        if self.optimizer.minibatches > self.optimizer.prompts_per_step:
+            raise ValueError(
+                f"optimizer.minibatches is {self.optimizer.minibatches} but a step has only "
+                f"optimizer.prompts_per_step = {self.optimizer.prompts_per_step} prompts: lower it or add prompts"
+            )
+        if self.hardware.dtype == "float64" and self.rollout.engine == "vllm":
+            raise ValueError("hardware.dtype float64 is for proofs: vLLM cannot run it; use rollout.engine: transformers")
+        return self

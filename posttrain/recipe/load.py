@@ -1,0 +1,161 @@
+"""From YAML to a Recipe: fragments, overrides on the command line, and every mistake named with a way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from posttrain.errors import RecipeError
+from posttrain.recipe.blocks import Recipe
+
+WHY_NOT = {
+    "rollout.top_p": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
+    "rollout.top_k": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
+    "rollout.min_p": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
+    "run.evaluation": "evaluation is a block of its own, beside run",
+    "seed": "the seed is run.seed",
+    "steps": "the number of steps is run.steps",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key written twice is a mistake and 1e-5 is a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    keys = [loader.construct_object(k, deep=True) for k, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise RecipeError([f"{key}: written twice, near line {node.start_mark.line + 1}; keep one"])
+    return {k: loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value, strict=True)}
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5 as text; a recipe means a number."""
+    if isinstance(value, dict):
+        return {k: _number(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789":
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """Parse YAML with this module's rules. Raises RecipeError naming `source`."""
+    try:
+        return _number(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError([f"not YAML: {' '.join(str(error).split())}"], source) from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins key by key; mappings merge, everything else is replaced whole."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError([f"extends: {path.name} extends itself through {' > '.join(p.name for p in seen)}"], str(path))
+    if not path.is_file():
+        raise RecipeError([f"no such file: {path}"], str(path))
+    tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError([f"expected keys and values, found {type(tree).__name__}"], str(path))
+    parents = tree.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, _read(path.parent / parent, (*seen, path)))
+    return merge(merged, tree)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Put `key.path=value` pairs, values in YAML, over a tree. A shorthand such as `algorithm: grpo` is opened first."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RecipeError([f"{text!r}: an override is written key=value, as in optimizer.learning_rate=1e-5"])
+        parsed = read_yaml(value, key)
+        nested: Any = parsed
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        for name, shorthand in (("algorithm", "name"), ("model", "path")):
+            if isinstance(nested.get(name), dict) and isinstance(tree.get(name), str):
+                tree = {**tree, name: {shorthand: tree[name]}}
+        tree = merge(tree, nested)
+    return tree
+
+
+def parse(tree: dict[str, Any], source: str = "recipe") -> Recipe:
+    """A checked Recipe, or a RecipeError with every mistake: the key, the value, and the way out."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError([_explain(dict(item)) for item in error.errors()], source) from None
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file with what it extends and what the command line puts over it."""
+    return parse(apply_overrides(_read(Path(path)), overrides), str(path))
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe as YAML, every default written out; reads back as the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _explain(item: dict[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    tags = {"reasoning_gym", "file", "hub"}
+    key = ".".join(p for i, p in enumerate(location) if not (i and p in tags and location[i - 1] in ("train", "eval")))
+    key = key or "recipe"
+    if item["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        why = WHY_NOT.get(key)
+        hint = why or (f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(valid))}")
+        return f"{key}: unknown key (value {item['input']!r}); {hint}"
+    if item["type"] == "missing":
+        return f"{key}: missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and key == "recipe":
+        return message
+    if item["type"].startswith("union_tag"):
+        return f"{key}.source: {message}; use one of reasoning_gym, file, hub"
+    return f"{key}: {message} (found {item['input']!r})"
+
+
+def _valid_keys(location: Sequence[str]) -> list[str]:
+    """The keys of the block at a location, found by walking the Recipe's own annotations."""
+    blocks: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        found: list[type[BaseModel]] = []
+        for block in blocks:
+            if part in block.model_fields:
+                found += _blocks_in(block.model_fields[part].annotation)
+            elif "source" in block.model_fields and part in get_args(block.model_fields["source"].annotation):
+                found.append(block)
+        blocks = found or blocks
+    return sorted({name for block in blocks for name in block.model_fields})
+
+
+def _blocks_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [block for part in get_args(annotation) for block in _blocks_in(part)]
