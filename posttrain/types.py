@@ -138,7 +138,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths` `[S]` and `groups` `[S]`."""
+    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups` and `index`, `[S]`."""
 
     tokens: Tensor
     position: Tensor
@@ -150,6 +150,8 @@ class Batch:
     advantages: Tensor
     lengths: Tensor
     groups: Tensor
+    index: Tensor
+    """[S]: which of the optimiser step's samples each sequence is."""
     total_tokens: int
     """Masked tokens of the whole optimiser step: a denominator, whatever the micro-batch."""
     total_sequences: int

@@ -1,0 +1,85 @@
+"""Start, continue and end runs: the folder, the parts, the loop, and the summary."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from posttrain.build import wire
+from posttrain.build.check import Checked
+from posttrain.errors import RecipeError
+from posttrain.evaluation import evaluate as measure
+from posttrain.evaluation import summary as summarise
+from posttrain.loops.online import online
+from posttrain.metrics import RunFolder, open_sinks
+from posttrain.metrics.curves import draw
+from posttrain.models.checkpoint import load_policy, merged_weights
+from posttrain.recipe import dump
+from posttrain.rewards import Grader
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
+    """Run a recipe to its last step and return its summary, which also stands in `summary.json`."""
+    recipe = checked.recipe
+    folder = RunFolder(recipe.run.folder)
+    with folder.lock():
+        checkpoint = wire.open_checkpoint(recipe)
+        resumed = folder.open(dump(recipe), override=force, device=checkpoint.device)
+        steps = folder.checkpoints()
+        if resumed and steps:
+            console.print(f"continuing {folder.path} after step {steps[-1]}")
+        data = wire.read_prompts(recipe, checkpoint)
+        for key, report in data.reports.items():
+            console.print(f"{key}: {report}")
+        sinks = open_sinks(recipe.run.sinks, folder.path, recipe)
+        try:
+            with wire.wired(checked, folder, sinks, data, checkpoint) as parts:
+                online(parts)
+        finally:
+            for sink in sinks:
+                sink.close()
+        return finish(checked, folder, time.perf_counter() - started)
+
+
+def finish(checked: Checked, folder: RunFolder, seconds: float) -> dict[str, Any]:
+    """Write `summary.json` and draw `curves.png` from what the run wrote down."""
+    lines = folder.read_metrics()
+    evaluated = [line for line in lines if "eval/accuracy" in line]
+    summary: dict[str, Any] = summarise(evaluated[0], evaluated[-1]) if evaluated else {}
+    for when, line in (("before", evaluated[0]), ("after", evaluated[-1])) if evaluated else ():
+        for name in ("accuracy", "greedy"):
+            for end in ("low", "high"):
+                summary[f"{name}_{when}_{end}"] = line.get(f"eval/{name}_{end}")
+    stepping = sum(line.get("step/seconds", 0.0) for line in lines)
+    summary |= {
+        "steps": lines[-1]["step"],
+        "seconds": max(seconds, stepping),
+        "algorithm": checked.algorithm.name,
+        "folder": str(folder.path),
+    }
+    folder.write_summary(summary)
+    draw(lines, folder.path / "curves.png", f"{checked.algorithm.name}, {folder.path.name}")
+    return summary
+
+
+def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
+    """Figures of the recipe's model as it comes, or of a run's newest checkpoint. Raises RecipeError without data.eval."""
+    recipe = checked.recipe
+    if recipe.data.eval is None:
+        raise RecipeError(["data.eval: missing, so there is nothing to evaluate on; add it"])
+    step, policy = wire.newest_policy(folder) if folder else (0, None)
+    checkpoint = wire.open_checkpoint(recipe, policy)
+    data = wire.read_prompts(recipe, checkpoint)
+    plain = recipe.model.model_copy(update={"lora": None})
+    with Grader(recipe.rewards, recipe.grading) as grader:
+        sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
+        model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
+        sampler.load(merged_weights(model), step)
+        benchmark = wire.make_benchmark(recipe, data.evaluation, grader)
+        assert benchmark is not None
+        figures = measure(sampler, benchmark).metrics
+    return {"model": str(folder.path if folder else recipe.model.path), "step": step, **figures}

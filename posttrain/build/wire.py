@@ -1,0 +1,198 @@
+"""The composition root: a checked recipe to the objects that run it. The only file that knows all the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.build.check import Checked
+from posttrain.data.chat import Chat
+from posttrain.data.sources import SourceReport, distinct, hold_out, prompts
+from posttrain.data.stream import PromptStream
+from posttrain.errors import ModelError, PosttrainError
+from posttrain.evaluation import Benchmark
+from posttrain.hybrid import Hybrid
+from posttrain.hybrid.parity import ParityGate
+from posttrain.learner.backbone import prove_layout
+from posttrain.learner.layout import Layout
+from posttrain.learner.single import Computation, SingleLearner
+from posttrain.loops.learning import Updates
+from posttrain.loops.online import Online
+from posttrain.metrics import RunFolder, Sink
+from posttrain.models.checkpoint import load_policy, load_tokenizer, original_head, stop_tokens
+from posttrain.models.gguf import checkpoint_folder
+from posttrain.models.location import Location, context_length
+from posttrain.recipe import Recipe
+from posttrain.rewards import Grader
+from posttrain.rollout import Sampler
+from posttrain.rollout.collect import Draw
+from posttrain.types import Prompt, Sampling
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Training and held-out prompts, disjoint, and what became of the sources' rows."""
+
+    train: list[Prompt]
+    evaluation: list[Prompt]
+    reports: dict[str, SourceReport]
+    max_length: int
+    """Longest prompt plus completion."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder with its tokenizer, where it is computed, and in what."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+    dtype: torch.dtype
+
+
+def open_checkpoint(recipe: Recipe, folder: Path | None = None) -> Checkpoint:
+    """The recipe's model, or the one in `folder`, with its device and dtype. Raises ModelError."""
+    device = recipe.hardware.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("hardware.device: cuda, but torch sees no such device here; use cpu or auto")
+    folder = folder or checkpoint_folder(recipe.model.path, recipe.model.revision)
+    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
+    return Checkpoint(folder, tokenizer, device, getattr(torch, recipe.hardware.dtype))
+
+
+def read_prompts(recipe: Recipe, checkpoint: Checkpoint) -> Prompts:
+    """Both sources as prompts, made disjoint. Raises DataError."""
+    chat = Chat(checkpoint.tokenizer, stop_tokens(checkpoint.folder, checkpoint.tokenizer))
+    new = max(recipe.rollout.max_tokens, recipe.evaluation.max_tokens or 0)
+    own = context_length(Location("folder", checkpoint.folder))
+    room = recipe.model.max_length or own
+    limit = recipe.data.max_prompt_tokens or (room - new if room else None)
+    train, about = prompts(recipe.data.train, chat, "data.train", limit)
+    reports, held = {"data.train": about}, []
+    if recipe.data.eval:
+        found, about = prompts(recipe.data.eval, chat, "data.eval", limit)
+        held, repeated = distinct(found)
+        reports["data.eval"] = replace(about, kept=len(held), duplicates=repeated)
+        train, removed = hold_out(train, held)
+        reports["data.train"] = replace(reports["data.train"], kept=len(train), held_out=removed)
+    longest = max(len(p.tokens) for p in [*train, *held]) + new
+    return Prompts(train, held, reports, min(longest, room) if room else longest)
+
+
+def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
+    """The learner of `hardware.learner`, its layout proven on this model."""
+    recipe, settings = checked.recipe, checked.recipe.hardware.learner
+    torch.manual_seed(recipe.run.seed)
+
+    def load(lora: bool) -> Any:
+        model = recipe.model if lora else recipe.model.model_copy(update={"lora": None})
+        checkpointing = settings.gradient_checkpointing and lora
+        return load_policy(checkpoint.folder, model, checkpoint.dtype, checkpoint.device, checkpointing)
+
+    model = load(lora=True)
+    layout: Layout = "tree" if settings.layout == "auto" else settings.layout
+    if settings.layout == "auto":
+        with contextlib.suppress(ModelError):
+            prove_layout(model, layout)
+            return _learner(checked, checkpoint, model, layout, load)
+        layout = "rows"
+    prove_layout(model, layout)
+    return _learner(checked, checkpoint, model, layout, load)
+
+
+def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout, load: Any) -> SingleLearner:
+    recipe, optimizer = checked.recipe, checked.recipe.optimizer
+    # An adapter's reference is its own base: no second copy.
+    copied = checked.algorithm.needs.reference and recipe.model.lora is None
+    return SingleLearner(
+        model,
+        checkpoint.tokenizer,
+        optimizer,
+        Computation(
+            layout=layout,
+            micro_batch_tokens=recipe.hardware.learner.micro_batch_tokens,
+            logit_chunk=recipe.hardware.learner.logit_chunk,
+            temperature=recipe.rollout.temperature,
+            max_tokens=recipe.rollout.max_tokens,
+        ),
+        total_updates=recipe.run.steps * optimizer.epochs * optimizer.minibatches,
+        reference=load(lora=False) if copied else None,
+    )
+
+
+def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
+    """The engine of `rollout.engine`, holding no weights yet that it would generate from."""
+    if recipe.rollout.engine == "vllm":
+        from posttrain.rollout.vllm import EngineOptions, VllmSampler
+
+        options = EngineOptions(
+            device=checkpoint.device,
+            dtype=recipe.hardware.dtype,
+            max_length=max_length,
+            hardware=recipe.hardware,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+        return VllmSampler(checkpoint.folder, checkpoint.tokenizer, options)
+    from posttrain.rollout.local import LocalSampler
+
+    plain = recipe.model.model_copy(update={"lora": None})
+    model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
+    stops = stop_tokens(checkpoint.folder, checkpoint.tokenizer)
+    return LocalSampler(model, checkpoint.tokenizer, stops, recipe.hardware.sampler.max_sequences)
+
+
+def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grader) -> Benchmark | None:
+    """The recipe's held-out problems, graded as training is; None where it has none."""
+    if not held:
+        return None
+    settings = recipe.evaluation
+    return Benchmark(
+        prompts=held,
+        grader=grader,
+        samples=settings.samples,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens or recipe.rollout.max_tokens,
+        greedy=settings.greedy,
+        seed=recipe.run.seed,
+    )
+
+
+@contextlib.contextmanager
+def wired(checked: Checked, folder: RunFolder, sinks: Sequence[Sink], data: Prompts, checkpoint: Checkpoint) -> Iterator[Online]:
+    """Everything an online run needs, and the end of its processes when it is over."""
+    recipe = checked.recipe
+    with Grader(recipe.rewards, recipe.grading) as grader:
+        # The engine first: it decides how this process's threads are bound.
+        sampler = make_sampler(recipe, checkpoint, data.max_length)
+        learner = make_learner(checked, checkpoint)
+        rollout, optimizer = recipe.rollout, recipe.optimizer
+        sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
+        yield Online(
+            algorithm=checked.algorithm,
+            engine=Hybrid(learner, sampler),
+            stream=PromptStream(data.train, recipe.run.seed),
+            grader=grader,
+            draw=Draw(optimizer.prompts_per_step, rollout.group_size, sampling, recipe.run.seed),
+            updates=Updates(optimizer.minibatches, optimizer.epochs, rollout.max_tokens),
+            gate=ParityGate(learner, checkpoint.dtype, lambda: original_head(checkpoint.folder)),
+            benchmark=make_benchmark(recipe, data.evaluation, grader),
+            folder=folder,
+            sinks=sinks,
+            run=recipe.run,
+        )
+
+
+def newest_policy(folder: RunFolder) -> tuple[int, Path]:
+    """Step and policy folder of a run's newest complete checkpoint. Raises PosttrainError where there is none."""
+    steps = folder.checkpoints()
+    if not steps:
+        raise PosttrainError(f"{str(folder.path)!r} has no complete checkpoint to evaluate")
+    return steps[-1], folder.checkpoint_path(steps[-1]) / "policy"

@@ -1,0 +1,1 @@
+"""From files to Prompts and Groups, from Samples to Batches."""

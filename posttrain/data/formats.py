@@ -1,0 +1,193 @@
+"""What a row means: its question, and the answers it brings. TRL's formats, and the usual columns beside them.
+
+A text is what the user says, except where it starts with a special token: then it went through a template already.
+Texts of "\\n\\nHuman:" and "\\n\\nAssistant:" become messages where the tokenizer has a chat template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.data.chat import Chat
+from posttrain.data.rows import Row, nearest
+from posttrain.errors import DataError
+from posttrain.recipe import Source
+from posttrain.types import Message
+
+Turns = str | list[Message]
+"""Messages, or text that is rendered already (a base model's text always is)."""
+
+QUESTIONS = ("question", "problem")
+CONVERSATIONS = ("messages", "conversations")
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+"""How the from/value format calls the roles."""
+
+NOTHING_SAID = {"role": "assistant", "content": ""}
+PLACEHOLDER = re.compile(r"\{\{|\}\}|(?P<command>\\[A-Za-z]+)?\{(?P<name>[A-Za-z_]\w*)\}")
+SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with its answers, best first, and what each is worth."""
+
+    context: Turns
+    answers: tuple[Turns, ...]
+    scores: tuple[float, ...]
+
+
+def question(row: Row, source: Source, chat: Chat) -> Turns:
+    """What is asked: from the recipe's template, else prompt, messages (less the last answer), the prompt that chosen
+    and rejected share, question or problem. Raises DataError naming the column."""
+    if source.prompt is not None:
+        asked: Turns = fill(source.prompt, row)
+    elif "prompt" in row:
+        asked = _turns(row, "prompt", chat)
+        if isinstance(asked, list) and asked[-1] == NOTHING_SAID:
+            asked = asked[:-1]
+    elif column := _first(CONVERSATIONS, row):
+        asked = _turns(row, column, chat)
+        if isinstance(asked, list) and asked[-1]["role"] == "assistant" and "chosen" not in row:
+            asked = asked[:-1]
+    elif "chosen" in row and "rejected" in row:
+        asked = _shared(_turns(row, "chosen", chat), _turns(row, "rejected", chat), chat)[0]
+    elif column := _first(QUESTIONS, row):
+        asked = _turns(row, column, chat)
+    else:
+        raise DataError(
+            "no prompt, messages, chosen and rejected, question or problem among the columns "
+            f"({', '.join(row)}); set `prompt`, as in prompt: '{{{next(iter(row), 'text')}}}', or rename with `columns`"
+        )
+    return _with_system(_as_asked(asked, chat), source.system)
+
+
+def answered(row: Row, source: Source, chat: Chat) -> Answered:
+    """A row that brings its answers: chosen and rejected (worth 1 and 0), a completion (1, or its boolean label), or
+    messages (1; every turn of the assistant is learnt). Raises DataError naming the column."""
+    if "chosen" in row and "rejected" in row:
+        chosen, rejected = _turns(row, "chosen", chat), _turns(row, "rejected", chat)
+        inside = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
+        if inside or not _has_question(row, source):
+            shared, chosen, rejected = _shared(chosen, rejected, chat)
+            context = _with_system(shared, source.system)
+        else:
+            context = question(row, source, chat)
+        return Answered(context, (chosen, rejected), (1.0, 0.0))
+    if "completion" in row:
+        label = row.get("label")
+        score = float(label) if isinstance(label, bool) else 1.0
+        return Answered(question(row, source, chat), (_turns(row, "completion", chat),), (score,))
+    if column := _first(CONVERSATIONS, row):
+        turns = _turns(row, column, chat)
+        if isinstance(turns, str):
+            raise DataError(f"column {column!r} is text, not a list of messages")
+        start = next((i for i, m in enumerate(turns) if m["role"] == "assistant"), len(turns))
+        return Answered(_with_system(turns[:start], source.system), (turns[start:],), (1.0,))
+    raise DataError(
+        f"no answers among the columns ({', '.join(row)}): needs chosen and rejected, completion, or messages; "
+        "rename with `columns`, as in columns: {completion: answer}"
+    )
+
+
+def fill(template: str, row: Row) -> str:
+    """A template with its {column} placeholders filled; {{ and }} are braces, and other braces stay as they are.
+
+    Raises DataError for a column the row lacks, and for LaTeX as in \\boxed{answer}, which would show the answer.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None:
+            return match[0][0]
+        if match["command"]:
+            raise DataError(
+                f"the prompt template has {match[0]}: write {match['command']}{{{{{name}}}}} for braces that stay"
+            )
+        if name not in row:
+            raise DataError(
+                f"the prompt template names {{{name}}}, which is none of the columns ({', '.join(row)}); "
+                f"{nearest(name, row)}"
+            )
+        if row[name] is None:
+            raise DataError(f"column {name!r}, which the prompt template names, is empty")
+        return str(row[name])
+
+    return PLACEHOLDER.sub(value, template)
+
+
+def dialogue(text: str) -> list[Message]:
+    """Messages of a text with "\\n\\nHuman:" and "\\n\\nAssistant:"."""
+    parts = SPEAKER.split(text.lstrip())[1:]
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": words.strip()}
+        for speaker, words in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _first(names: Sequence[str], row: Row) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _has_question(row: Row, source: Source) -> bool:
+    return source.prompt is not None or _first(("prompt", *CONVERSATIONS), row) is not None
+
+
+def _turns(row: Row, column: str, chat: Chat) -> Turns:
+    """A column as messages, or as the text it is."""
+    value = row[column]
+    if isinstance(value, str):
+        speaks = chat.has_template and value.lstrip().startswith("Human:")
+        return dialogue(value) if speaks else value
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence) or not value:
+        raise DataError(f"column {column!r} is {value!r:.60}, neither text nor messages")
+    return [_message(item, column) for item in value]
+
+
+def _message(item: Any, column: str) -> Message:
+    if isinstance(item, Mapping) and "from" in item and "value" in item:
+        item = {"role": ROLES.get(item["from"], item["from"]), "content": item["value"]}
+    if not isinstance(item, Mapping) or "role" not in item:
+        raise DataError(f"column {column!r} holds {item!r:.60}, not a message with role and content")
+    if not isinstance(item.get("content"), str):
+        raise DataError(f"column {column!r} has a message of {item['role']!r} without text as its content")
+    # Columnar files fill the keys that other messages have with None.
+    return {name: value for name, value in item.items() if value is not None}
+
+
+def _as_asked(asked: Turns, chat: Chat) -> Turns:
+    """A text that is not rendered yet is what the user says."""
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) and not chat.is_rendered(asked) else asked
+
+
+def _with_system(asked: Turns, system: str | None) -> Turns:
+    if system is None:
+        return asked
+    if isinstance(asked, str):
+        raise DataError("the prompt is rendered already, so `system` cannot be put before it; leave one of them out")
+    if asked and asked[0]["role"] == "system":
+        raise DataError("the row has a system message of its own; leave `system` out")
+    return [{"role": "system", "content": system}, *asked]
+
+
+def _shared(chosen: Turns, rejected: Turns, chat: Chat) -> tuple[Turns, Turns, Turns]:
+    """The prompt that chosen and rejected begin with, and what each goes on with."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise DataError("columns 'chosen' and 'rejected' are of two kinds: one is text, the other messages")
+    if isinstance(chosen, str) and chat.has_template and not chat.is_rendered(chosen):
+        raise DataError("columns 'chosen' and 'rejected' are plain text without a prompt: add a column 'prompt'")
+    shorter = min(len(chosen), len(rejected))
+    length = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
+    if isinstance(chosen, list):
+        longer: list[Message] = max(chosen, rejected, key=len)  # type: ignore[arg-type]
+        while length and (length == len(longer) or longer[length]["role"] != "assistant"):
+            length -= 1
+    elif length and chosen[length - 1] == " ":
+        length -= 1  # A space belongs to the word behind it in most vocabularies.
+    if not length:
+        raise DataError("columns 'chosen' and 'rejected' begin with no common prompt: add a column 'prompt'")
+    return chosen[:length], chosen[length:], rejected[length:]

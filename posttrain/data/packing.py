@@ -1,0 +1,111 @@
+"""Samples of one optimiser step to micro-batches under a token budget, the step's denominators inside each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.types import Batch, Sample
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a learner wants its micro-batches: a budget of token positions, and whether a group's prompt is shared."""
+
+    budget: int
+    share_prompts: bool = False
+    dtype: torch.dtype = torch.float32
+    """Of log-probabilities and advantages."""
+
+
+def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
+    """All samples of one optimiser step, longest first, as Batches. Samples without a masked token are left out.
+
+    Every Batch carries the whole step's denominators, so the sum of its losses does not depend on the cut. A
+    sequence longer than the budget has a Batch of its own.
+    """
+    learnt = [i for i, sample in enumerate(samples) if bool(sample.mask.any())]
+    totals = sum(int(samples[i].mask.sum()) for i in learnt), len(learnt)
+    rows = _rows(samples, learnt, packing)
+    rows.sort(key=lambda row: (-_length(samples, row, packing), row[0]))
+    waiting: list[list[int]] = []
+    for row in rows:
+        widest = _length(samples, (waiting or [row])[0], packing)
+        if waiting and widest * (len(waiting) + 1) > packing.budget:
+            yield _batch(samples, waiting, packing, totals)
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield _batch(samples, waiting, packing, totals)
+
+
+def prompt_length(mask: Tensor) -> int:
+    """`[T]` bool to the number of tokens before the first that the policy said."""
+    return int(mask.int().argmax()) if bool(mask.any()) else len(mask)
+
+
+def _rows(samples: Sequence[Sample], learnt: Sequence[int], packing: Packing) -> list[list[int]]:
+    """What lies in one row of attention: one sample each, or those of a group that share a prompt and fit."""
+    if not packing.share_prompts:
+        return [[i] for i in learnt]
+    rows: list[list[int]] = []
+    by_group: dict[int, list[int]] = {}
+    for i in learnt:
+        by_group.setdefault(samples[i].group, []).append(i)
+    for members in by_group.values():
+        row: list[int] = []
+        for i in members:
+            if row and _length(samples, [*row, i], packing) > packing.budget:
+                rows.append(row)
+                row = []
+            row.append(i)
+        rows.append(row)
+    return rows
+
+
+def _length(samples: Sequence[Sample], row: Sequence[int], packing: Packing) -> int:
+    lengths = [len(samples[i].rollout.tokens) for i in row]
+    if not packing.share_prompts or len(row) == 1:
+        return sum(lengths)
+    shared = min(_said_from(samples[i]) for i in row)
+    return shared + sum(length - shared for length in lengths)
+
+
+def _said_from(sample: Sample) -> int:
+    return sample.rollout.mask.index(True) if True in sample.rollout.mask else len(sample.rollout.mask)
+
+
+def _batch(
+    samples: Sequence[Sample], rows: Sequence[Sequence[int]], packing: Packing, totals: tuple[int, int]
+) -> Batch:
+    index = [i for row in rows for i in row]
+    chosen = [samples[i] for i in index]
+    lengths = torch.tensor([len(s.rollout.tokens) for s in chosen])
+
+    def joined(field: Callable[[Sample], Any], dtype: torch.dtype) -> Tensor:
+        return torch.cat([torch.as_tensor(field(s), dtype=dtype) for s in chosen])
+
+    def optional(name: str) -> Tensor | None:
+        if getattr(chosen[0], name) is None:
+            return None
+        return joined(lambda s: getattr(s, name), packing.dtype)
+
+    return Batch(
+        tokens=joined(lambda s: s.rollout.tokens, torch.long),
+        position=torch.cat([torch.arange(int(n)) for n in lengths]),
+        segment=torch.repeat_interleave(torch.arange(len(chosen)), lengths),
+        mask=joined(lambda s: s.mask, torch.bool),
+        behaviour=joined(lambda s: s.rollout.logprobs or (0.0,) * len(s.rollout.tokens), packing.dtype),
+        advantages=joined(lambda s: s.advantages, packing.dtype),
+        lengths=lengths,
+        groups=torch.tensor([s.group for s in chosen]),
+        index=torch.tensor(index),
+        total_tokens=totals[0],
+        total_sequences=totals[1],
+        previous=optional("previous"),
+        reference=optional("reference"),
+    )

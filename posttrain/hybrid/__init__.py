@@ -1,0 +1,40 @@
+"""One pool of devices, two phases. The only place that knows both the learner and the sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from posttrain.learner import Learner
+from posttrain.metrics import Report
+from posttrain.rollout import Sampler
+
+
+class Hybrid:
+    """Publishing weights, sleeping and waking happen at the border between the phases, never inside a loop."""
+
+    def __init__(self, learner: Learner, sampler: Sampler) -> None:
+        self.learner, self.sampler = learner, sampler
+        self._report = Report()
+
+    @contextlib.contextmanager
+    def generating(self) -> Iterator[Sampler]:
+        """A sampler that holds the learner's present weights, all of them."""
+        self.sampler.wake()
+        if self.sampler.version != self.learner.version:
+            started = time.perf_counter()
+            self.sampler.load(self.learner.weights(), self.learner.version)
+            self._report += Report.sum("sync/seconds", time.perf_counter() - started)
+        yield self.sampler
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[Learner]:
+        """The learner, with what the sampler can spare given back to it."""
+        self.sampler.sleep()
+        yield self.learner
+
+    def take_report(self) -> Report:
+        """What publishing cost since this was last asked."""
+        report, self._report = self._report, Report()
+        return report

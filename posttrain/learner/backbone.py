@@ -1,0 +1,97 @@
+"""A causal language model seen as hidden states and an output head, so that logits need never be built whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ModelError
+from posttrain.learner.layout import Laid, Layout, lay_out
+from posttrain.learner.logprobs import chosen_logprobs
+from posttrain.types import Batch
+
+
+class Backbone:
+    """Decoder and head of a transformers model, adapters included."""
+
+    def __init__(self, model: Any) -> None:
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.base_model
+        self.head = inner.get_output_embeddings()
+        self.model = model
+        if self.head is None or getattr(self.head, "bias", None) is not None:
+            raise ModelError(f"{type(inner).__name__}: an output head without bias is needed to chunk its logits")
+
+    def hidden(self, laid: Laid) -> Tensor:
+        """`[M, H]`: the hidden state that predicts each masked token."""
+        device = self.head.weight.device
+        out = self.decoder(
+            input_ids=laid.input_ids.to(device),
+            position_ids=laid.position_ids.to(device),
+            attention_mask=None if laid.attention_mask is None else laid.attention_mask.to(device),
+            use_cache=False,
+        ).last_hidden_state
+        return out[laid.row.to(device), laid.column.to(device)]
+
+    def chosen(self, hidden: Tensor, targets: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+        """`[M]` log-probabilities and entropies of `targets [M]`."""
+        return chosen_logprobs(hidden, self.head.weight, targets, temperature, chunk)
+
+
+@torch.no_grad()
+def prove_layout(model: Any, layout: Layout) -> None:
+    """Check on three short sequences that this model gives the same log-probabilities in `layout` as on its own.
+
+    Raises ModelError where the model's attention or head is not what the layout assumes (sliding windows, recurrent
+    state, scaled or capped logits), naming a layout that is safe.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layout != "rows" and kinds - {"full_attention"}:
+        raise ModelError(
+            f"hardware.learner.layout: {layout!r} needs full attention in every layer, but this model has "
+            f"{', '.join(sorted(kinds))}; use layout: rows"
+        )
+    training = model.training
+    model.eval()
+    vocabulary = min(config.vocab_size, 97)
+    prompt = [t % vocabulary for t in (11, 5, 23, 7)]
+    sequences = [[*prompt, *(t % vocabulary for t in tail)] for tail in ((3, 9), (14,), (6, 2, 8))]
+    batch = _probe_batch(sequences, len(prompt))
+    backbone = Backbone(model)
+    got, _ = backbone.chosen(backbone.hidden(lay_out(batch, layout)), batch.tokens[batch.mask].to(model.device), 1.0, 4)
+    plain = []
+    for sequence in sequences:
+        ids = torch.tensor([sequence], device=model.device)
+        wide = torch.promote_types(model.dtype, torch.float32)
+        table = model(input_ids=ids, use_cache=False).logits[0].to(wide).log_softmax(-1)
+        plain.append(table[:-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0])
+    gap = float((got - torch.cat(plain)).abs().max())
+    model.train(training)
+    bound = 0.25 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    if not gap <= bound:
+        raise ModelError(
+            f"hardware.learner.layout: {layout!r} gives this model log-probabilities that are {gap:.3g} off "
+            f"(bound {bound:g}); " + ("its output head is not a plain projection" if layout == "rows" else "use rows")
+        )
+
+
+def _probe_batch(sequences: list[list[int]], prompt: int) -> Batch:
+    lengths = torch.tensor([len(s) for s in sequences])
+    position = torch.cat([torch.arange(int(n)) for n in lengths])
+    count = int(lengths.sum())
+    return Batch(
+        tokens=torch.tensor([t for s in sequences for t in s]),
+        position=position,
+        segment=torch.repeat_interleave(torch.arange(len(sequences)), lengths),
+        mask=position >= prompt,
+        behaviour=torch.zeros(count),
+        advantages=torch.zeros(count),
+        lengths=lengths,
+        groups=torch.zeros(len(sequences), dtype=torch.long),
+        index=torch.arange(len(sequences)),
+        total_tokens=count,
+        total_sequences=len(sequences),
+    )

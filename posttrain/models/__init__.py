@@ -1,0 +1,3 @@
+"""Checkpoints: where one is (`location`, no torch), how GGUF becomes one (`gguf`), and what is done with its tensors
+(`checkpoint`).
+"""

@@ -1,0 +1,123 @@
+"""A checkpoint folder as a policy, and a policy's tensors under the names its checkpoint has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from posttrain.errors import ModelError
+from posttrain.recipe import Lora, Model
+
+
+def load_policy(folder: Path, settings: Model, dtype: torch.dtype, device: str, checkpointing: bool = False) -> Any:
+    """A causal language model ready to be trained, with adapters where the recipe asks for them.
+
+    Raises ModelError when the checkpoint lacks tensors or holds ones of another shape: nothing is made up silently.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=settings.trust_remote_code,
+        output_loading_info=True,
+    )
+    missing = [name for name in info["missing_keys"] if name not in (getattr(model, "_tied_weights_keys", None) or ())]
+    if missing or info["mismatched_keys"]:
+        found = [*missing[:3], *(str(m) for m in list(info["mismatched_keys"])[:3])]
+        raise ModelError(f"model.path: {str(folder)!r} does not fill the model: {', '.join(found)}")
+    model = model.to(device)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return with_adapters(model, settings.lora, checkpointing) if settings.lora else model
+
+
+def with_adapters(model: Any, lora: Lora, checkpointing: bool = False) -> Any:
+    """Put low-rank adapters beside the frozen weights. Raises ModelError when none binds."""
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"model.lora.targets: {lora.targets!r} binds to no module: {error}") from None
+    if checkpointing:
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token id that ends a turn: the tokenizer's, and all the generation defaults list."""
+    found = {tokenizer.eos_token_id}
+    if (folder / "generation_config.json").is_file():
+        listed = GenerationConfig.from_pretrained(folder).eos_token_id
+        found.update(listed if isinstance(listed, list) else [listed])
+    return tuple(sorted(t for t in found if t is not None))
+
+
+def expected_weights(folder: Path, trust_remote_code: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a complete policy has, tied aliases included, from its config alone."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every tensor of the policy, tied aliases included; adapters are added into copies.
+
+    The model's own tensors are never changed: an adapted layer yields W + scale * B A, computed in fp32.
+    """
+    deltas: dict[str, LoraLayer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            deltas[_plain(f"{name}.weight")] = module
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        plain = _plain(name)
+        yield plain, _merged(tensor, deltas[plain]) if plain in deltas else tensor.detach()
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+@torch.no_grad()
+def _merged(weight: Tensor, layer: LoraLayer) -> Tensor:
+    out = weight.detach().float()
+    for adapter in layer.active_adapters:
+        out = out + layer.get_delta_weight(adapter).float()
+    return out.to(weight.dtype)
+
+
+def export_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder that AutoModelForCausalLM and vLLM load: merged weights, config, tokenizer, chat template,
+    generation defaults.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in merged_weights(model)}
+    plain.save_pretrained(folder, state_dict=tensors)
+    tokenizer.save_pretrained(folder)
+
+
+def original_head(folder: Path) -> Tensor | None:
+    """The output head `[V, H]` as the checkpoint has it: its own, or the embedding it is tied to; None if unknown."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            names = list(stored.keys())
+            for ending in ("lm_head.weight", "embed_tokens.weight", "wte.weight"):
+                found = [name for name in names if name.endswith(ending)]
+                if found:
+                    return stored.get_tensor(found[0])
+    return None

@@ -1,0 +1,151 @@
+"""A process that grades and can be killed: what runs inside it, and its handle outside."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pebble import ProcessExpired, ProcessPool
+
+from posttrain.recipe import Reward
+from posttrain.rewards.verifier import load_verifier
+from posttrain.types import Status, Verdict
+
+START_LIMIT = 120.0
+"""Seconds a worker may take to import its verifiers; never counted against a verdict."""
+MEMORY_LIMIT = 4 << 30
+"""Bytes of data a worker may hold: a power tower then is a MemoryError of its verifier, not of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One grader's view of one roll-out. `skipped`: not applicable, left out of the sum."""
+
+    score: float | None
+    status: Status | Literal["skipped"] = "ok"
+    reason: str = ""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+
+
+_loaded: list[Callable[..., Any]] = []
+_broken: list[str] = []
+
+
+def _start_worker(rewards: Sequence[Reward]) -> None:
+    # Pebble's handler for SIGTERM waits for Python code to run: a power tower in C would outlive its timeout by 3 s.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT if hard < 0 else min(MEMORY_LIMIT, hard), hard))
+    try:
+        for i, reward in enumerate(rewards):
+            _loaded.append(load_verifier(reward, f"rewards[{i}]"))
+            getattr(_loaded[-1], "prepare", lambda: None)()
+    except BaseException as error:
+        _broken.append(f"rewards[{len(_loaded) - 1}]: {type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def probe() -> tuple[int, list[str]]:
+    return os.getpid(), _broken
+
+
+def ignore(*_: Any, **__: Any) -> None:
+    """Stands in for TRL's logging hooks."""
+
+
+def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
+    """A verifier's values, one per roll-out, or why there are none. `count` is None for an item verifier."""
+    # The kernel ends an orphan that holds the interpreter lock, where no thread of ours could.
+    signal.setitimer(signal.ITIMER_REAL, limit + 5)
+    try:
+        index, arguments, columns = pickle.loads(payload)
+        value = _loaded[index](*arguments, **columns)
+        if inspect.iscoroutine(value):
+            value = asyncio.run(value)
+        if count is None:
+            return [_part(value)]
+        values = list(value)
+        if len(values) != count:
+            raise ValueError(f"returned {len(values)} rewards for {count} completions")
+        return [Part(None, "skipped") if v is None else _part(v) for v in values]
+    except BaseException as error:
+        return f"{type(error).__name__}: {error!s:.300}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _part(value: Any) -> Part:
+    if isinstance(value, Verdict):
+        return Part(value.score, value.status, value.reason, dict(value.parts))
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"returned {value!r:.80} where a number or a Verdict is due")
+    if not math.isfinite(float(value)):
+        raise ValueError(f"returned {float(value)}")
+    return Part(float(value))
+
+
+class Worker:
+    """One process that grades. A pool of its own for each, so that whose crash it was is never a guess."""
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self._rewards = list(rewards)
+        self._closed = False
+        self._pending: Any = None
+        self._pool = self._new_pool()
+
+    def run(self, function: Callable[..., Any], *args: Any, limit: float) -> Any:
+        """The function's value, its clock starting once the process is ready.
+
+        Raises TimeoutError once the process is killed, ChildProcessError when it died by itself; the next call finds a
+        new one.
+        """
+        if self._closed:
+            raise CancelledError
+        if not self._pool.active:
+            self._stop()
+            self._pool = self._new_pool()
+        self._pending = self._pool.schedule(function, args=args, timeout=limit)
+        try:
+            return self._pending.result(limit + START_LIMIT)
+        except TimeoutError:
+            if not self._pending.done():
+                self._stop()
+            raise
+        except ProcessExpired as error:
+            raise ChildProcessError(f"the worker died with exit code {error.exitcode}") from None
+        except BrokenProcessPool:
+            raise ChildProcessError("the worker died") from None
+
+    def close(self) -> None:
+        """End the process, busy or not."""
+        self._closed = True
+        self._stop()
+
+    def _new_pool(self) -> ProcessPool:
+        context: Any = multiprocessing.get_context("spawn")
+        return ProcessPool(max_workers=1, initializer=_start_worker, initargs=(self._rewards,), context=context)
+
+    def _stop(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+        self._pool.stop()
+        self._pool.join()

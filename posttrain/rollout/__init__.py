@@ -1,0 +1,47 @@
+"""The generating side: what any sampler can do. It knows nothing of the learner that trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from posttrain.types import Prompt, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One response to be drawn: its prompt, and the seed that makes it the same wherever and whenever it is drawn."""
+
+    prompt: Prompt
+    seed: int
+    purpose: str = "train"
+    """Requests of different purposes share no cached prefix, so that evaluating never changes what training draws."""
+
+
+class Sampler(Protocol):
+    """An engine. `version` names the weights it holds; None until a complete set has arrived, and then it refuses."""
+
+    version: int | None
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """One Rollout per request, in order. Raises SyncError when the weights are incomplete."""
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Take a complete set of weights; `version` counts once every expected tensor has been consumed."""
+
+    def sleep(self) -> None:
+        """Give back what the training phase can use."""
+
+    def wake(self) -> None:
+        """Be ready to take weights and generate."""
+
+
+def request_seed(run_seed: int, purpose: str, step: int, prompt_id: str, sample: int) -> int:
+    """A seed for one response, independent of batches, workers and Python's hash randomisation."""
+    text = f"{run_seed}/{purpose}/{step}/{prompt_id}/{sample}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")

@@ -1,0 +1,182 @@
+"""The Sampler on vLLM, in the trainer's own process. Ids in, ids out; nothing is decoded and encoded again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.errors import ModelError, ParityError, PosttrainError, TrainingError
+from posttrain.models.checkpoint import expected_weights, stop_tokens
+from posttrain.recipe import Hardware
+from posttrain.rollout import Request
+from posttrain.rollout.intake import Intake, refusal
+from posttrain.types import FinishReason, Rollout, Sampling
+
+CPU_BLOCK = 32
+"""Tokens per cache block on a CPU. The engine's own 128 is longer than most prompts, so that none would be shared."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the engine is started with beside the model."""
+
+    device: str
+    dtype: str
+    max_length: int
+    hardware: Hardware
+    trust_remote_code: bool = False
+
+
+class VllmSampler:
+    """Implements `Sampler`. The engine starts without a version: it refuses to generate until weights were synced."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, options: EngineOptions) -> None:
+        self.tokenizer = tokenizer
+        self.version: int | None = None
+        self.expected = expected_weights(folder, options.trust_remote_code)
+        self.stops = stop_tokens(folder, tokenizer)
+        self.engine = _start(folder, options)
+        self.engine.init_weight_transfer_engine({"init_info": {}})
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        refusal(self.version)
+        from vllm import SamplingParams
+
+        # The salt keeps cached prefixes of older weights from ever being hit: no cache needs to be reset.
+        prompts = [
+            {"prompt_token_ids": list(r.prompt.tokens), "cache_salt": f"{self.version}/{r.purpose}"} for r in requests
+        ]
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                max_tokens=sampling.max_tokens,
+                seed=r.seed,
+                stop_token_ids=list(self.stops),
+                logprobs=0,
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
+        return [self._rollout(r, o, sampling) for r, o in zip(requests, outputs, strict=True)]
+
+    def _rollout(self, request: Request, output: Any, sampling: Sampling) -> Rollout:
+        prompt, said = tuple(output.prompt_token_ids), output.outputs[0]
+        if prompt != request.prompt.tokens:
+            raise ParityError(
+                f"template: the engine was asked about {len(request.prompt.tokens)} prompt tokens of "
+                f"{request.prompt.id} but saw {len(prompt)} others; ids must pass unchanged"
+            )
+        ids = tuple(said.token_ids)
+        logprobs = tuple(entry[token].logprob for token, entry in zip(ids, said.logprobs, strict=True))
+        if any(value != value or value == float("-inf") for value in logprobs):
+            raise TrainingError(f"the engine gave non-finite log-probabilities for {request.prompt.id}")
+        before = len(prompt)
+        return Rollout(
+            tokens=prompt + ids,
+            mask=(False,) * before + (True,) * len(ids),
+            text=self.tokenizer.decode(ids, skip_special_tokens=True),
+            finish_reason=_finish(said.finish_reason),
+            logprobs=(0.0,) * before + logprobs,
+            versions=(-1,) * before + self._versions(said, len(ids)),
+            seed=request.seed,
+            sampling=sampling,
+        )
+
+    def _versions(self, said: Any, count: int) -> tuple[int, ...]:
+        """The weight version of each token, from the engine's own spans where it reports them."""
+        assert self.version is not None
+        spans = getattr(said, "weight_versions", None)
+        if spans is None:
+            return (self.version,) * count
+        versions = [int(span.version) for span in spans for _ in range(span.start, span.end)]
+        if len(versions) != count:
+            raise PosttrainError(f"the engine's weight-version spans cover {len(versions)} of {count} tokens")
+        return tuple(versions)
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        self.version = None
+        intake = Intake(self.expected)
+        self.engine.start_weight_update()
+        self.engine.update_weights({"update_info": {"weights": intake(weights)}})
+        intake.require_complete()
+        self.engine.finish_weight_update(weight_version=str(version))
+        self.version = version
+
+    def sleep(self) -> None:
+        """Free weights and cache on a GPU; a CPU engine has nothing to give back."""
+        if self.sleeps:
+            self.version = None
+            self.engine.sleep(level=2)
+
+    def wake(self) -> None:
+        if self.sleeps:
+            self.engine.wake_up()
+
+    @property
+    def sleeps(self) -> bool:
+        return bool(self.engine.llm_engine.model_config.enable_sleep_mode)
+
+
+def _finish(reason: str | None) -> FinishReason:
+    if reason == "length":
+        return "length"
+    if reason == "stop":
+        return "stop"
+    raise PosttrainError(f"the engine ended a response with reason {reason!r}")
+
+
+def _start(folder: Path, options: EngineOptions) -> Any:
+    """An in-process vLLM engine with neutral sampling defaults, whatever the model's own generation config says."""
+    # Read by vLLM when it is imported. One process: deterministic scheduling, and tensors pass without a copy.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if options.device == "cpu":
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    try:
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        from posttrain.rollout.weight_transfer import register
+    except ImportError as error:
+        raise ModelError(
+            f'rollout.engine: vllm cannot be imported ({error}); pip install "posttrain[vllm]" on a GPU machine, '
+            "run `make install` on a CPU, or set rollout.engine: transformers"
+        ) from None
+
+    sampler = options.hardware.sampler
+    extra: dict[str, Any] = {"gpu_memory_utilization": sampler.memory, "enable_sleep_mode": True}
+    if options.device == "cpu":
+        extra = {
+            "kv_cache_memory_bytes": int(sampler.memory * 2**30),
+            "block_size": CPU_BLOCK,
+            # A partly prefilled, seeded request rewinds its generator by an offset, which CPU generators lack.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(options.max_length, 4096),
+        }
+    return LLM(
+        str(folder),
+        dtype=options.dtype,
+        max_model_len=options.max_length,
+        max_num_seqs=sampler.max_sequences,
+        tensor_parallel_size=sampler.tensor_parallel,
+        distributed_executor_backend="uni" if sampler.tensor_parallel == 1 else None,
+        enforce_eager=not sampler.compile,
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        enable_prefix_caching=True,
+        seed=0,
+        weight_transfer_config=WeightTransferConfig(backend=register()),
+        trust_remote_code=options.trust_remote_code,
+        disable_log_stats=True,
+        **extra,
+    )

@@ -1,0 +1,78 @@
+"""A weight-transfer back end for vLLM that takes tensors from its own process, without a copy on the way.
+
+vLLM's protocol has four phases: init, start, update, finish. Its stock back ends need an accelerator; this one runs
+wherever engine and trainer share a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from posttrain.errors import SyncError
+
+BACKEND = "posttrain_in_process"
+
+
+@dataclass
+class InProcessInit(WeightTransferInitInfo):
+    """Nothing has to be agreed on inside one process."""
+
+
+@dataclass
+class InProcessUpdate(WeightTransferUpdateInfo):
+    """The stream itself: (checkpoint name, full tensor)."""
+
+    weights: Iterator[tuple[str, Tensor]]
+
+
+class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
+    """Layerwise reload from an iterator, and a check that every parameter of the engine's model was reached."""
+
+    init_info_cls = InProcessInit
+    update_info_cls = InProcessUpdate
+
+    def init_transfer_engine(self, init_info: InProcessInit) -> None:
+        # The parameters' names as the engine's model has them: what a complete update must reach.
+        self.parameters = {name for name, _ in self.model.named_parameters()}
+
+    def start_weight_update(self) -> None:
+        self.reached: set[str] = set()
+        with torch.device(self.device):
+            initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: InProcessUpdate) -> None:
+        self.reached |= self.model.load_weights(update_info.weights) or set()
+
+    def finish_weight_update(self) -> None:
+        with torch.device(self.device):
+            finalize_layerwise_reload(self.model, self.model_config)
+        missed = sorted(self.parameters - self.reached)
+        if missed:
+            raise SyncError(f"the engine consumed nothing for {', '.join(missed[:3])} ({len(missed)} in all)")
+
+    def shutdown(self) -> None:
+        """Nothing is held open."""
+
+
+def register() -> str:
+    """Make the back end known to vLLM's factory, once, and return the name it goes by."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, InProcessTransfer)
+    return BACKEND
