@@ -31,7 +31,7 @@ def batch_loss(algorithm: Algorithm, logprobs: Tensor, batch: Batch, max_tokens:
         reference = torch.where(mask, batch.reference, zero)
         estimate = getattr(penalties, algorithm.kl["kl_estimator"])(torch.where(mask, logprobs, zero), reference)
         loss = loss + algorithm.kl["kl_coefficient"] * estimate
-        report += Report.mean("learn/kl", float((estimate * mask).sum()), int(mask.sum()))
+        report += Report.mean("learn/kl", float((estimate.detach() * mask).sum()), int(mask.sum()))
     reduce = formula(algorithm.reduction, constant_length=max_tokens)
     return reduce(loss, mask, segment, batch.total_tokens, batch.total_sequences), report
 

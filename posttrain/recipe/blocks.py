@@ -197,7 +197,7 @@ class Learner(Block):
     """How a micro-batch lies in attention: tree computes a prompt once for its group. Gradients do not depend on it."""
     micro_batch_tokens: PositiveInt = 4096
     """Token positions of one forward pass, padding included; gradients do not depend on it."""
-    logit_chunk: PositiveInt = 1024
+    logit_chunk: PositiveInt = 512
     """Tokens whose logits exist at one time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""

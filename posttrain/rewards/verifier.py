@@ -39,7 +39,7 @@ class VerifierSignature:
     optional: tuple[str, ...]
     """Columns it takes where the row has them."""
     takes_all: bool = False
-    """It names no end of columns (`**columns`), so it gets every one."""
+    """It has `**columns`, so it gets every column of the row."""
     arguments: tuple[str, ...] = ()
     """Of TRL's own arguments those it takes; for an item verifier the name of its first parameter."""
 

@@ -62,6 +62,9 @@ class Math:
         found = extract(completion, self.mode)
         if found is None:
             return Verdict(0.0, "unparsable", reason=f"no answer found, {gold!r} expected")
+        if self.mode == "lenient" and "=" in found and "=" not in gold:
+            # "4 + 8 = 12" was asked for 12: an equation's last side is the answer.
+            found = found.rpartition("=")[2].strip()
         equal = compare(found, gold)
         if equal is None:
             return Verdict(None, "unparsable", reason=f"the known answer cannot be read: {gold!r}")

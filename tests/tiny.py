@@ -1,0 +1,122 @@
+"""Random models small enough for a test, learners over them, and hand-made samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from posttrain.learner.layout import Layout
+from posttrain.learner.single import Computation, SingleLearner
+from posttrain.models.checkpoint import load_policy, load_tokenizer
+from posttrain.recipe import Lora, Model, Optimizer
+from posttrain.types import Prompt, Rollout, Sample
+from tests.data import tiny_tokenizer
+
+VOCABULARY = 96
+
+
+def tiny_folder(folder: Path, tied: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """A two-layer Llama with random weights, its tokenizer and chat template, as a checkpoint folder."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        # Large enough that logits differ clearly from token to token.
+        "initializer_range": 0.3,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes}))
+    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_learner(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    layout: Layout = "tree",
+    budget: int = 4096,
+    temperature: float = 1.0,
+    lora: Lora | None = None,
+    reference: bool = False,
+    **optimizer: Any,
+) -> SingleLearner:
+    """The real Learner on a tiny model."""
+    settings = Model(path=str(folder), lora=lora)
+    torch.manual_seed(0)
+    return SingleLearner(
+        load_policy(folder, settings, dtype, "cpu"),
+        load_tokenizer(folder),
+        Optimizer(**{"learning_rate": 1e-3, **optimizer}),
+        Computation(layout, budget, logit_chunk=7, temperature=temperature, max_tokens=12),
+        total_updates=10,
+        reference=load_policy(folder, Model(path=str(folder)), dtype, "cpu") if reference else None,
+    )
+
+
+def randomise(model: Any, seed: int, scale: float = 0.1) -> None:
+    """New weights: every tensor moved by noise."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * scale)
+
+
+def prompt(tokens: Sequence[int], name: str = "p") -> Prompt:
+    return Prompt(id=f"{name}/{'-'.join(map(str, tokens[:6]))}", tokens=tuple(tokens), text="")
+
+
+def samples(dtype: torch.dtype = torch.float64, groups: int = 3, seed: int = 0) -> list[Sample]:
+    """Groups of unequal sizes with prompts and responses of unequal lengths, a tool span inside one response, and
+    one response that teaches nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, VOCABULARY, (count,), generator=generator).tolist())
+
+    out = []
+    for group in range(groups):
+        asked = ids(3 + 2 * group)
+        for k in range(2 + group):
+            said = ids(1 + (3 * k + group) % 7)
+            inside = [not (k == 1 and i == 2) for i in range(len(said))]
+            mask = (False,) * len(asked) + tuple(inside)
+            noise = torch.randn(len(mask), generator=generator, dtype=torch.float64)
+            rollout = Rollout(
+                tokens=asked + said,
+                mask=mask,
+                text="",
+                finish_reason="stop",
+                logprobs=tuple((-3 + 0.3 * noise * torch.tensor(mask)).tolist()),
+                versions=tuple(0 if m else -1 for m in mask),
+            )
+            learnt = torch.tensor(mask)
+            if group == 2 and k == 3:
+                learnt = torch.zeros_like(learnt)
+            advantage = torch.randn(1, generator=generator, dtype=dtype)
+            shift = torch.randn(len(mask), generator=generator, dtype=torch.float64)
+            out.append(
+                Sample(
+                    rollout,
+                    group,
+                    learnt,
+                    advantage * learnt,
+                    previous=(-3 + 0.2 * shift).to(dtype),
+                    reference=(-3 - 0.2 * shift).to(dtype),
+                )
+            )
+    return out
