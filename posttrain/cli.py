@@ -19,14 +19,16 @@ from posttrain.algorithms.table import ALGORITHMS
 from posttrain.build.check import Checked, check
 from posttrain.errors import PosttrainError
 from posttrain.metrics import RunFolder
-from posttrain.metrics.inspection import render
+from posttrain.metrics.inspection import View, render
 from posttrain.recipe import dump, load, parse
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as in recipes/grpo-arithmetic.yaml.", metavar="RECIPE")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs put over the recipe.", metavar="KEY=VALUE")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value pairs put over the recipe.", metavar="KEY=VALUE")
+]
 
 
 @app.command("check")
@@ -67,7 +69,9 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[Path, typer.Argument(help="A recipe (its model as it comes) or a run folder (its newest checkpoint).")],
+    target: Annotated[
+        Path, typer.Argument(help="A recipe (its model as it comes) or a run folder (its newest checkpoint).")
+    ],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -88,13 +92,14 @@ def evaluate(
 @app.command()
 def inspect(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    step: Annotated[int | None, typer.Option(help="Show this step's roll-outs; all steps in a table otherwise.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Show this step's roll-outs; all steps in a table otherwise.")
+    ] = None,
     count: Annotated[int, typer.Option(help="How many groups to show.")] = 4,
     rollout: Annotated[str | None, typer.Option(help="GROUP.INDEX: this roll-out, token by token.")] = None,
 ) -> None:
     """Look at a run: its steps, or a step's roll-outs with text, rewards by part, tokens and advantages."""
-    for part in render(RunFolder(run), step, count, rollout):
-        console.print(part)
+    console.print(render(RunFolder(run), step, View(count=count, rollout=rollout)))
 
 
 @app.command()
@@ -121,7 +126,9 @@ def _show(checked: Checked, source: str) -> None:
     console.print(f"[bold]{escape(source)}[/bold]")
     console.print(escape(dump(checked.recipe)), highlight=False)
     row = checked.algorithm
-    console.print(f"algorithm {row.name} ({row.paper}): " + escape("; ".join(f"{c}: {v}" for c, v in row.cells.items())))
+    console.print(
+        f"algorithm {row.name} ({row.paper}): " + escape("; ".join(f"{c}: {v}" for c, v in row.cells.items()))
+    )
     for line in checked.equations:
         console.print(f"  {escape(line)}", highlight=False)
 

@@ -124,3 +124,9 @@ def trl_short(prompts: list[Any], completions: list[Any]) -> list[float]:
 
 
 NUMBER = 3
+
+
+def letters(completion: str, *, letter: str) -> float:
+    """The share of a completion that is lower-case letters, and more for the one asked for: something to climb."""
+    said = [c for c in completion if c.islower()]
+    return (len(said) + said.count(letter)) / max(len(completion), 1)

@@ -53,9 +53,7 @@ CATALOGUE: dict[str, dict[str, Kind]] = {
     },
     "objective": {
         "reinforce": Kind("surrogates.reinforce"),
-        "clip": Kind(
-            "surrogates.clip", {"clip_low": Parameter(0.2, low=0.0), "clip_high": Parameter(0.2, low=0.0)}
-        ),
+        "clip": Kind("surrogates.clip", {"clip_low": Parameter(0.2, low=0.0), "clip_high": Parameter(0.2, low=0.0)}),
     },
     "reduction": {
         "token_mean": Kind("reductions.token_mean"),

@@ -53,7 +53,8 @@ def _score(algorithm: Algorithm, group: Group, annotation: Annotation, i: int, m
     score += formula(algorithm.shaping)(rollout.length, max_tokens)
     out = torch.tensor(score, dtype=torch.float64)
     if algorithm.kl.kind == "in_reward":
-        assert annotation.reference is not None and rollout.logprobs is not None
+        assert annotation.reference is not None
+        assert rollout.logprobs is not None
         policy = torch.tensor(rollout.logprobs) if annotation.previous is None else annotation.previous[i]
         estimate = getattr(penalties, algorithm.kl["kl_estimator"])(policy.double(), annotation.reference[i].double())
         out = out - algorithm.kl["kl_coefficient"] * (estimate * torch.tensor(rollout.mask)).sum()

@@ -127,7 +127,7 @@ def choose(name: str, overrides: Mapping[str, Any]) -> Algorithm:
     for column in [key for key in overrides if key in CATALOGUE]:
         kind = overrides[column]
         if kind in CATALOGUE[column]:
-            chosen = replace(chosen, **{column: Cell(column, kind)})
+            chosen = _with(chosen, Cell(column, kind))
         else:
             mistakes.append(f"algorithm.{column}: {kind!r} is not one of {', '.join(CATALOGUE[column])}")
     for key in [key for key in overrides if key not in CATALOGUE]:
@@ -140,10 +140,15 @@ def choose(name: str, overrides: Mapping[str, Any]) -> Algorithm:
         if wrong or refused:
             mistakes.append(f"algorithm.{key}: {wrong or refused} (found {overrides[key]!r})")
             continue
-        chosen = replace(chosen, **{owner.column: replace(owner, values={**owner.values, key: overrides[key]})})
+        chosen = _with(chosen, replace(owner, values={**owner.values, key: overrides[key]}))
     if mistakes:
         raise RecipeError(mistakes)
     return chosen
+
+
+def _with(algorithm: Algorithm, cell: Cell) -> Algorithm:
+    cells = {**algorithm.cells, cell.column: cell}
+    return Algorithm(algorithm.name, algorithm.paper, **cells)
 
 
 def _wrong_value(parameter: Parameter, value: Any) -> str | None:

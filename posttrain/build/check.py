@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from posttrain.algorithms.table import Algorithm, choose
@@ -12,7 +14,7 @@ from posttrain.data.rows import columns_of
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.models.location import Location, context_length, locate
 from posttrain.recipe import Recipe
-from posttrain.rewards import signature_of
+from posttrain.rewards import VerifierSignature, signature_of
 
 Value = TypeVar("Value")
 
@@ -49,7 +51,7 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
     if location:
         mistakes += _lengths(recipe, location)
     for key, data in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
-        columns = attempt(lambda key=key, data=data: columns_of(data, key)) if data else None  # type: ignore[misc]
+        columns = attempt(partial(columns_of, data, key)) if data else None
         if columns is not None:
             mistakes += _columns(recipe, key, columns, attempt)
     mistakes += _machine(recipe)
@@ -74,19 +76,24 @@ def _lengths(recipe: Recipe, location: Location) -> list[str]:
         return [f"model.max_length: {asked}, but the model's context is {own}"]
     room = asked or own
     if room is not None and longest + (recipe.data.max_prompt_tokens or 1) > room:
-        prompt = f" and data.max_prompt_tokens: {recipe.data.max_prompt_tokens}" if recipe.data.max_prompt_tokens else ""
+        prompt = (
+            f" and data.max_prompt_tokens: {recipe.data.max_prompt_tokens}" if recipe.data.max_prompt_tokens else ""
+        )
         return [f"rollout.max_tokens: {longest}{prompt} leave no room in a context of {room} tokens; lower them"]
     return []
 
 
 def _columns(
-    recipe: Recipe, key: str, columns: list[str], attempt: Callable[[Callable[[], Value]], Value | None]
+    recipe: Recipe,
+    key: str,
+    columns: list[str],
+    attempt: Callable[[Callable[[], VerifierSignature]], VerifierSignature | None],
 ) -> list[str]:
     """Every column a verifier needs must be in the data."""
     mistakes = []
     for index, reward in enumerate(recipe.rewards):
-        signature = attempt(lambda reward=reward: signature_of(reward))  # type: ignore[misc]
-        missing = [name for name in getattr(signature, "required", ()) if name not in columns]
+        signature = attempt(partial(signature_of, reward, f"rewards[{index}]"))
+        missing = [name for name in (signature.required if signature else ()) if name not in columns]
         for name in missing:
             mistakes.append(
                 f"rewards[{index}].verifier: {reward.verifier} needs the column {name!r}, which {key} has not; it has "
@@ -119,14 +126,14 @@ def equations(recipe: Recipe, algorithm: Algorithm) -> list[str]:
     updates = optimizer.epochs * optimizer.minibatches
     lines = [
         f"prompts x samples = {prompts} x {size} = {sequences} sequences a step",
-        f"sequences x new tokens = {sequences} x {rollout.max_tokens} = at most {sequences * rollout.max_tokens} sampled "
-        "tokens a step",
+        f"sequences x new tokens = {sequences} x {rollout.max_tokens} = at most {sequences * rollout.max_tokens} "
+        "sampled tokens a step",
         f"epochs x minibatches = {optimizer.epochs} x {optimizer.minibatches} = {updates} optimiser steps a step",
         f"steps x optimiser steps = {run.steps} x {updates} = {run.steps * updates} optimiser steps in all",
         f"steps x prompts = {run.steps} x {prompts} = {run.steps * prompts} prompts in all",
         f"sequences / minibatches = {sequences} / {optimizer.minibatches} = {sequences / optimizer.minibatches:g} "
         "sequences an optimiser step",
-        f"micro-batches an optimiser step: as many as its token positions / {recipe.hardware.learner.micro_batch_tokens}",
+        _micro_batches(recipe, sequences / optimizer.minibatches),
     ]
     if algorithm.selection.kind == "dynamic":
         rounds = int(algorithm.selection["max_rounds"])
@@ -136,3 +143,16 @@ def equations(recipe: Recipe, algorithm: Algorithm) -> list[str]:
         times = 1 + -(-run.steps // every)
         lines.append(f"1 + steps / evaluate_every = 1 + {run.steps} / {every} = {times} evaluations")
     return lines
+
+
+def _micro_batches(recipe: Recipe, sequences: float) -> str:
+    """How many forward passes an optimiser step takes at most; P stands for the prompt's length where it is open."""
+    learner, longest = recipe.hardware.learner, recipe.rollout.max_tokens
+    prompt, budget = recipe.data.max_prompt_tokens, learner.micro_batch_tokens
+    shared = learner.layout in ("auto", "tree")
+    prompts = sequences / recipe.rollout.group_size if shared else sequences
+    text = f"({prompts:g} x P + {sequences:g} x {longest}) / {budget}"
+    if prompt is None:
+        return f"prompts x prompt + sequences x new tokens, / budget = {text} micro-batches an optimiser step, P long"
+    count = math.ceil((prompts * prompt + sequences * longest) / budget)
+    return f"positions / budget = {text.replace('P', str(prompt))} = about {count} micro-batches an optimiser step"

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from posttrain.build import wire
 from posttrain.build.check import Checked
@@ -26,7 +27,9 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
     """Run a recipe to its last step and return its summary, which also stands in `summary.json`."""
     recipe = checked.recipe
     folder = RunFolder(recipe.run.folder)
+    disable_progress_bar()
     with folder.lock():
+        console.print(f"model: {recipe.model.path} (a .gguf file is dequantised the first time)")
         checkpoint = wire.open_checkpoint(recipe)
         resumed = folder.open(dump(recipe), override=force, device=checkpoint.device)
         steps = folder.checkpoints()
@@ -35,8 +38,9 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
         data = wire.read_prompts(recipe, checkpoint)
         for key, report in data.reports.items():
             console.print(f"{key}: {report}")
-        sinks = open_sinks(recipe.run.sinks, folder.path, recipe)
+        sinks = open_sinks(recipe.run.sinks, folder, recipe)
         try:
+            console.print(f"starting {recipe.rollout.engine} and the learner on {checkpoint.device}")
             with wire.wired(checked, folder, sinks, data, checkpoint) as parts:
                 online(parts)
         finally:
@@ -67,10 +71,11 @@ def finish(checked: Checked, folder: RunFolder, seconds: float) -> dict[str, Any
 
 
 def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
-    """Figures of the recipe's model as it comes, or of a run's newest checkpoint. Raises RecipeError without data.eval."""
+    """Figures of the recipe's model as it comes, or of a run's newest checkpoint. RecipeError without data.eval."""
     recipe = checked.recipe
     if recipe.data.eval is None:
         raise RecipeError(["data.eval: missing, so there is nothing to evaluate on; add it"])
+    disable_progress_bar()
     step, policy = wire.newest_policy(folder) if folder else (0, None)
     checkpoint = wire.open_checkpoint(recipe, policy)
     data = wire.read_prompts(recipe, checkpoint)

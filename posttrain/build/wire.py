@@ -76,7 +76,8 @@ def read_prompts(recipe: Recipe, checkpoint: Checkpoint) -> Prompts:
     room = recipe.model.max_length or own
     limit = recipe.data.max_prompt_tokens or (room - new if room else None)
     train, about = prompts(recipe.data.train, chat, "data.train", limit)
-    reports, held = {"data.train": about}, []
+    reports = {"data.train": about}
+    held: list[Prompt] = []
     if recipe.data.eval:
         found, about = prompts(recipe.data.eval, chat, "data.eval", limit)
         held, repeated = distinct(found)
@@ -166,7 +167,9 @@ def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grader) -> Be
 
 
 @contextlib.contextmanager
-def wired(checked: Checked, folder: RunFolder, sinks: Sequence[Sink], data: Prompts, checkpoint: Checkpoint) -> Iterator[Online]:
+def wired(
+    checked: Checked, folder: RunFolder, sinks: Sequence[Sink], data: Prompts, checkpoint: Checkpoint
+) -> Iterator[Online]:
     """Everything an online run needs, and the end of its processes when it is over."""
     recipe = checked.recipe
     with Grader(recipe.rewards, recipe.grading) as grader:

@@ -15,6 +15,8 @@ from posttrain.types import Rollout
 
 EXPLAINED = 0.2
 """A hypothesis is believed when what it leaves of the gap is less than this share."""
+ROUNDED = 0.75
+"""The same for another dtype: two computations in it share the size of their rounding, not every digit."""
 
 TEMPERATURES = [round(0.1 + 0.05 * i, 2) for i in range(39)]
 TOP_P = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99]
@@ -28,12 +30,12 @@ class Hypothesis:
 
     cause: str
     left: float
+    enough: float = EXPLAINED
+    """The largest share of the gap that it may leave and be believed."""
 
 
-def probable_cause(
-    learner: Learner, rollouts: Sequence[Rollout], original_head: Callable[[], Tensor | None]
-) -> str:
-    """The fault that best predicts what the engine said of `rollouts`, in words; or that none of the known ones does."""
+def probable_cause(learner: Learner, rollouts: Sequence[Rollout], original_head: Callable[[], Tensor | None]) -> str:
+    """The fault that best predicts what the engine said of `rollouts`, in words; or that no known one does."""
     engine = torch.cat([_said(r, torch.tensor(r.logprobs, dtype=torch.float64)) for r in rollouts])
     logits = torch.cat([learner.logits(r) for r in rollouts]).double()
     ids = torch.cat([_said(r, torch.tensor(r.tokens)) for r in rollouts])
@@ -48,10 +50,10 @@ def probable_cause(
         *_filters(logits / temperature, left),
         *_template(learner, rollouts, left),
         *_head(learner, rollouts, original_head, left),
-        *_dtype(learner, rollouts, left),
+        *_dtype(learner, rollouts, left, logits.log_softmax(-1).gather(1, ids[:, None])[:, 0], present),
     ]
-    best = min(found, key=lambda h: h.left)
-    if best.left <= EXPLAINED * present:
+    best = min(found, key=lambda h: (h.left > h.enough * present, h.left))
+    if best.left <= best.enough * present:
         return f"{best.cause} (leaves {best.left:.2g} of a mean gap of {present:.2g} nats)"
     return (
         f"none of the known ones (the nearest, {best.cause.split(':')[0]}, leaves {best.left:.2g} of {present:.2g} "
@@ -92,9 +94,7 @@ def _cut(table: Tensor, floor: Tensor) -> Tensor:
     return table.masked_fill(table < floor[:, None], float("-inf"))
 
 
-def _template(
-    learner: Learner, rollouts: Sequence[Rollout], left: Callable[[Tensor], float]
-) -> Iterator[Hypothesis]:
+def _template(learner: Learner, rollouts: Sequence[Rollout], left: Callable[[Tensor], float]) -> Iterator[Hypothesis]:
     """The engine may have seen the prompt with its first token twice, without it, or with the end of it missing."""
     for what, change in (
         ("with its first token doubled (two BOS?)", lambda prompt: (prompt[0], *prompt)),
@@ -109,9 +109,7 @@ def _template(
             yield Hypothesis(f"template: the engine saw the prompt {what}", left(logits / learner.temperature))
 
 
-def _reprompted(
-    rollout: Rollout, change: Callable[[tuple[int, ...]], tuple[int, ...]]
-) -> Rollout | None:
+def _reprompted(rollout: Rollout, change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Rollout | None:
     said = rollout.mask.index(True)
     prompt = change(rollout.tokens[:said])
     if not prompt:
@@ -135,12 +133,24 @@ def _head(
         )
 
 
-def _dtype(learner: Learner, rollouts: Sequence[Rollout], left: Callable[[Tensor], float]) -> Iterator[Hypothesis]:
+def _dtype(
+    learner: Learner,
+    rollouts: Sequence[Rollout],
+    left: Callable[[Tensor], float],
+    own: Tensor,
+    present: float,
+) -> Iterator[Hypothesis]:
+    """`own [M]`: the trainer's untempered log-probabilities. Rounding must move them about as far as the gap is."""
+    ids = torch.cat([_said(r, torch.tensor(r.tokens)) for r in rollouts])
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if dtype != learner.dtype:
-            logits = torch.cat([learner.logits(r, dtype=dtype) for r in rollouts]).double()
+        if dtype == learner.dtype:
+            continue
+        logits = torch.cat([learner.logits(r, dtype=dtype) for r in rollouts]).double()
+        moved = float((logits.log_softmax(-1).gather(1, ids[:, None])[:, 0] - own).abs().mean())
+        if present / 3 <= moved <= 3 * present:
             yield Hypothesis(
                 f"dtype: the engine computes in {str(dtype).removeprefix('torch.')}, the trainer in "
                 f"{str(learner.dtype).removeprefix('torch.')}",
                 left(logits / learner.temperature),
+                ROUNDED,
             )

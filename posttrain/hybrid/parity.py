@@ -25,8 +25,8 @@ class Bound:
 BOUNDS = {
     torch.float64: Bound(1e-6, 1e-5),
     torch.float32: Bound(1e-4, 1e-3),
-    torch.bfloat16: Bound(0.05, 1.5),
-    torch.float16: Bound(0.01, 0.5),
+    torch.bfloat16: Bound(0.1, 2.0),
+    torch.float16: Bound(0.02, 0.5),
 }
 
 
@@ -64,9 +64,7 @@ class ParityGate:
 
 def worst_tokens(rollouts: Sequence[Rollout], gaps: Sequence[Tensor], count: int = 10) -> str:
     """A table of the tokens with the largest gaps: which roll-out, where, which id, both log-probabilities."""
-    found = [
-        (abs(float(gap[t])), i, t) for i, gap in enumerate(gaps) for t in range(len(gap)) if rollouts[i].mask[t]
-    ]
+    found = [(abs(float(gap[t])), i, t) for i, gap in enumerate(gaps) for t in range(len(gap)) if rollouts[i].mask[t]]
     lines = ["  roll-out  token      id   engine  trainer      gap"]
     for _, i, t in sorted(found, reverse=True)[:count]:
         engine = (rollouts[i].logprobs or ())[t]

@@ -16,9 +16,7 @@ from posttrain.metrics import RunFolder
 MANIFEST = "manifest.json"
 
 
-def write_checkpoint(
-    folder: RunFolder, step: int, learner: Learner, state: dict[str, Any], keep: int | None
-) -> Path:
+def write_checkpoint(folder: RunFolder, step: int, learner: Learner, state: dict[str, Any], keep: int | None) -> Path:
     """Everything the next step needs: the learner's own files, the loop's `state`, and a manifest of digests.
 
     A kill at any moment leaves either no checkpoint of this step or a complete one. Afterwards only the newest

@@ -107,7 +107,7 @@ def _shared(batch: Batch, run: list[int], starts: list[int]) -> int:
 
 
 def _allowed(owner: Tensor) -> Tensor:
-    """`[R, L]` owners (-1 shared, -2 padding) to `[R, 1, L, L]`: causal, within one's own sequence and what is shared."""
+    """`[R, L]` owners (-1 shared, -2 padding) to `[R, 1, L, L]`: causal, within one's own and what is shared."""
     mine, other = owner[:, :, None], owner[:, None, :]
     causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
     allowed = causal & ((mine == other) | ((other == -1) & (mine != -2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,7 +43,12 @@ class Learnt:
 
 
 def learn(
-    learner: Learner, algorithm: Algorithm, groups: Sequence[Group], updates: Updates, gate: ParityGate | None, step: int
+    learner: Learner,
+    algorithm: Algorithm,
+    groups: Sequence[Group],
+    updates: Updates,
+    gate: ParityGate | None,
+    step: int,
 ) -> Learnt:
     """Update the weights from a step's groups. The gate, where given, is held before the first update."""
     started = time.perf_counter()
@@ -86,5 +92,5 @@ def _parts(samples: Sequence[Sample], groups: int, updates: Updates) -> Iterator
     """Indices of the samples of each update: whole groups, as evenly as they go, every epoch anew."""
     edges = torch.linspace(0, groups, updates.minibatches + 1).round().long().tolist()
     for _ in range(updates.epochs):
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             yield [i for i, sample in enumerate(samples) if low <= sample.group < high]

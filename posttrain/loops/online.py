@@ -67,9 +67,7 @@ def resume(parts: Online) -> int:
     return step
 
 
-def finish_step(
-    parts: Online, step: int, report: Report, collected: Collected, learnt: Learnt, started: float
-) -> None:
+def finish_step(parts: Online, step: int, report: Report, collected: Collected, learnt: Learnt, started: float) -> None:
     """Evaluate and save where due, and write the step down: roll-outs, then metrics, then the checkpoint."""
     run, last = parts.run, step == parts.run.steps
     if parts.benchmark and (step == 0 or last or (run.evaluate_every and step % run.evaluate_every == 0)):
@@ -98,7 +96,7 @@ def _all(group: Group) -> range:
 def records(step: int, collected: Collected, learnt: Learnt) -> list[dict[str, object]]:
     """Every roll-out of a step as the run folder keeps it, with what was learnt from it where anything was."""
     found = {id(sample.rollout): i for i, sample in enumerate(learnt.samples)}
-    rows = []
+    rows: list[dict[str, object]] = []
     for index, group in enumerate([*collected.groups, *collected.dropped]):
         for k, rollout in enumerate(group.rollouts):
             i = found.get(id(rollout))

@@ -54,7 +54,7 @@ class SourceFields(Block):
     """What every source of prompts has in common."""
 
     prompt: str | None = None
-    """A template over the row's columns, as in "{question} Answer with just the number."; the usual columns otherwise."""
+    """A template over the row's columns, as in "{question} Answer with a number."; the usual columns otherwise."""
     system: str | None = None
     """A system message put before the prompt."""
     columns: dict[str, str] = {}
@@ -257,5 +257,7 @@ class Recipe(Block):
                 f"optimizer.prompts_per_step = {self.optimizer.prompts_per_step} prompts: lower it or add prompts"
             )
         if self.hardware.dtype == "float64" and self.rollout.engine == "vllm":
-            raise ValueError("hardware.dtype float64 is for proofs: vLLM cannot run it; use rollout.engine: transformers")
+            raise ValueError(
+                "hardware.dtype float64 is for proofs: vLLM cannot run it; use rollout.engine: transformers"
+            )
         return self

@@ -55,7 +55,7 @@ def _number(value: Any) -> Any:
 def read_yaml(text: str, source: str) -> Any:
     """Parse YAML with this module's rules. Raises RecipeError naming `source`."""
     try:
-        return _number(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+        return _number(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError as error:
         raise RecipeError([f"not YAML: {' '.join(str(error).split())}"], source) from None
 
@@ -72,7 +72,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
-        raise RecipeError([f"extends: {path.name} extends itself through {' > '.join(p.name for p in seen)}"], str(path))
+        raise RecipeError(
+            [f"extends: {path.name} extends itself through {' > '.join(p.name for p in seen)}"], str(path)
+        )
     if not path.is_file():
         raise RecipeError([f"no such file: {path}"], str(path))
     tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -86,7 +88,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Put `key.path=value` pairs, values in YAML, over a tree. A shorthand such as `algorithm: grpo` is opened first."""
+    """Put `key.path=value` pairs, values in YAML, over a tree; opens a shorthand such as `algorithm: grpo`."""
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:

@@ -178,5 +178,6 @@ def _start(folder: Path, options: EngineOptions) -> Any:
         weight_transfer_config=WeightTransferConfig(backend=register()),
         trust_remote_code=options.trust_remote_code,
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         **extra,
     )

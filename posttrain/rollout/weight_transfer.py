@@ -46,11 +46,21 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
     def init_transfer_engine(self, init_info: InProcessInit) -> None:
         # The parameters' names as the engine's model has them: what a complete update must reach.
         self.parameters = {name for name, _ in self.model.named_parameters()}
+        self.unfinished = False
 
     def start_weight_update(self) -> None:
+        if self.unfinished:
+            # An update that broke off left layers half filled; a second one on top would count their shards twice.
+            self._finalize()
         self.reached: set[str] = set()
+        self.unfinished = True
         with torch.device(self.device):
             initialize_layerwise_reload(self.model)
+
+    def _finalize(self) -> None:
+        with torch.device(self.device):
+            finalize_layerwise_reload(self.model, self.model_config)
+        self.unfinished = False
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -61,8 +71,7 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
         self.reached |= self.model.load_weights(update_info.weights) or set()
 
     def finish_weight_update(self) -> None:
-        with torch.device(self.device):
-            finalize_layerwise_reload(self.model, self.model_config)
+        self._finalize()
         missed = sorted(self.parameters - self.reached)
         if missed:
             raise SyncError(f"the engine consumed nothing for {', '.join(missed[:3])} ({len(missed)} in all)")

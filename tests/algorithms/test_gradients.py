@@ -101,12 +101,15 @@ def slow_loss(learner: SingleLearner, algorithm: Algorithm, batch: list[Sample])
                 term = term + cells["kl"]["kl_coefficient"] * value
             terms.append(term)
         summed = sum(terms)
-        total = total + {
-            "token_mean": summed / tokens,
-            "sequence_mean": summed / len(said) / sequences,
-            "sequence_sum": summed / sequences,
-            "constant": summed / MAX_TOKENS / sequences,
-        }[cells["reduction"].kind]
+        total = (
+            total
+            + {
+                "token_mean": summed / tokens,
+                "sequence_mean": summed / len(said) / sequences,
+                "sequence_sum": summed / sequences,
+                "constant": summed / MAX_TOKENS / sequences,
+            }[cells["reduction"].kind]
+        )
     return total
 
 

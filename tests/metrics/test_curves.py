@@ -46,7 +46,7 @@ def test_a_series_leaves_out_steps_that_did_not_measure_it():
 
 def test_importing_metrics_imports_neither_torch_nor_matplotlib():
     program = (
-        "import sys, posttrain.metrics, posttrain.metrics.records, posttrain.metrics.curves, posttrain.metrics.inspection;"
+        "import sys, posttrain.metrics;from posttrain.metrics import curves, inspection, records;"
         "print(sorted({'torch', 'matplotlib', 'tensorboard', 'wandb'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
