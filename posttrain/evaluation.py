@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from posttrain.errors import GradingError
 from posttrain.metrics import Report
 from posttrain.metrics.statistics import clustered_interval, wilson
 from posttrain.rewards import Grader
@@ -44,6 +45,8 @@ def evaluate(sampler: Sampler, benchmark: Benchmark) -> Result:
     sampling = Sampling(temperature=benchmark.temperature, max_tokens=benchmark.max_tokens)
     groups = _drawn(sampler, benchmark, benchmark.samples, sampling)
     scores = [[v.score for v in g.verdicts if v.score is not None] for g in groups]
+    if not any(scores):
+        raise GradingError(f"none of {len(groups)} held-out problems could be graded: {_why(groups)}")
     mean, low, high = clustered_interval([s for s in scores if s], seed=benchmark.seed)
     described = describe(groups).values()
     metrics = {
@@ -59,9 +62,13 @@ def evaluate(sampler: Sampler, benchmark: Benchmark) -> Result:
     if benchmark.greedy:
         greedy = _drawn(sampler, benchmark, 1, Sampling(temperature=0.0, max_tokens=benchmark.max_tokens))
         graded = [v.score for g in greedy for v in g.verdicts if v.score is not None]
-        right = sum(graded)
-        low, high = wilson(right, len(graded))
-        metrics |= {"eval/greedy": right / len(graded), "eval/greedy_low": low, "eval/greedy_high": high}
+        if not graded:
+            raise GradingError(f"no greedy answer could be graded: {_why(greedy)}")
+        mean, low, high = clustered_interval([[s] for s in graded], seed=benchmark.seed)
+        if set(graded) <= {0.0, 1.0}:
+            # Right or wrong once per problem is a proportion, for which Wilson's interval is better near 0 and 1.
+            low, high = wilson(sum(graded), len(graded))
+        metrics |= {"eval/greedy": mean, "eval/greedy_low": low, "eval/greedy_high": high}
         groups = groups + greedy
     return Result(metrics, groups)
 
@@ -71,6 +78,10 @@ def _drawn(sampler: Sampler, benchmark: Benchmark, samples: int, sampling: Sampl
     word = "evaluate" if sampling.temperature else "greedy"
     groups, _ = draw_groups(sampler, benchmark.prompts, benchmark.grader, draw, (word, 0))
     return groups
+
+
+def _why(groups: Sequence[Group]) -> str:
+    return next((v.reason for g in groups for v in g.verdicts if v.reason), "no reason given")
 
 
 def summary(before: dict[str, float], after: dict[str, float]) -> dict[str, float | None]:

@@ -75,6 +75,7 @@ class SingleLearner:
             betas=optimizer.betas,
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
+            fused=True,
         )
         schedule = {"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule)
         self.scheduler = get_scheduler(schedule, self.optimizer, optimizer.warmup_steps, total_updates)

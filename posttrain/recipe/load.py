@@ -61,7 +61,12 @@ def read_yaml(text: str, source: str) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins key by key; mappings merge, everything else is replaced whole."""
+    """`over` wins key by key; mappings merge, everything else is replaced whole.
+
+    A mapping of another `source` has other keys, so it replaces the one before instead of merging with it.
+    """
+    if over.get("source", base.get("source")) != base.get("source"):
+        return dict(over)
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,26 +142,27 @@ def test_every_logged_mean_is_recomputed_from_the_dump(finished: tuple[Algorithm
             abs(e - n)
             for r in rows
             if r["updates"]
-            for e, n, m in zip(r["engine_logprobs"], r["previous_logprobs"] or r["learner_logprobs"], r["mask"], strict=True)
+            for e, n, m in zip(
+                r["engine_logprobs"], r["previous_logprobs"] or r["learner_logprobs"], r["mask"], strict=True
+            )
             if m
         ]
         assert line["parity/max_abs_gap"] == pytest.approx(max(gaps), abs=1e-9)
 
 
-def test_trained_ids_are_the_sampled_ids_with_the_final_stop_token_though_pad_is_eos(
-    finished: tuple[Algorithm, Path],
-) -> None:
-    _, path = finished
+def test_trained_ids_are_the_sampled_ids_with_the_final_stop_token_though_pad_is_eos(tmp_path: Path) -> None:
+    many = {"rollout": {"group_size": 16}, "optimizer": {"prompts_per_step": 8}, "run": {"steps": 1}}
+    run("train", prepare(tmp_path, **many))
     stopped = 0
-    for row in RunFolder(path).read_rollouts("step", 1):
+    for row in RunFolder(tmp_path / "run").read_rollouts("step", 1):
         said = [t for t, m in enumerate(row["mask"]) if m]
         assert said == list(range(said[0], len(row["tokens"])))
+        assert len(row["updates"][0]["logprobs"]) == len(row["tokens"])
+        assert all((lp != 0) == bool(m) for lp, m in zip(row["updates"][0]["logprobs"], row["mask"], strict=True))
         if row["finish_reason"] == "stop":
             stopped += 1
             assert row["tokens"][-1] == 1
             assert row["mask"][-1] == 1
-            if row["updates"]:
-                assert row["updates"][0]["logprobs"][-1] != 0
     assert stopped
 
 
@@ -201,11 +203,13 @@ def test_when_no_group_has_contrast_dynamic_sampling_stops_with_a_histogram(tmp_
 
 
 def test_a_rate_that_makes_weights_explode_stops_before_anything_is_overwritten(tmp_path: Path) -> None:
-    path = prepare(tmp_path, optimizer={"learning_rate": 1e30, "prompts_per_step": 4}, run={"steps": 4, "save_every": 1})
+    path = prepare(
+        tmp_path, optimizer={"learning_rate": 1e30, "prompts_per_step": 4}, run={"steps": 4, "save_every": 1}
+    )
     done = run("train", path, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "finite" in done.stderr or "disagree" in done.stderr
+    assert re.search("gradient norm of update 2 is nan|not finite|disagree", done.stderr), done.stderr
     steps = [line["step"] for line in metrics(tmp_path / "run")]
     assert max(RunFolder(tmp_path / "run").checkpoints(), default=0) <= max(steps)
     json.dumps(metrics(tmp_path / "run"), allow_nan=False)
