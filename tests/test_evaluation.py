@@ -16,7 +16,7 @@ from posttrain.types import Prompt, Rollout, Sampling
 
 
 class Scripted:
-    """A sampler that says what the prompt's column `says` has for the sample's number, and `greedy` at temperature 0."""
+    """A sampler that says what the prompt's columns hold: `says` by the sample's number, `greedy` at temperature 0."""
 
     version = 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from posttrain.algorithms.cells import CATALOGUE
-from posttrain.algorithms.table import ALGORITHMS
-from posttrain.recipe import blocks
+from posttrain.algorithms.table import ALGORITHMS, choose
+from posttrain.recipe import blocks, parse
 from tests.runs import ROOT, run
 
 PACKAGES = ["posttrain", "verifiers/posttrain_verifiers", "reward_models/posttrain_reward_models"]
@@ -70,9 +72,6 @@ def test_a_block_of_a_recipe_has_at_most_twelve_fields() -> None:
 
 
 def test_a_catalogued_cell_has_exactly_its_formulas_parameters() -> None:
-    import inspect
-
-    own = {"token_mean", "sequence_mean"}
     for column, kinds in CATALOGUE.items():
         for kind, entry in kinds.items():
             if entry.function is None:
@@ -86,7 +85,6 @@ def test_a_catalogued_cell_has_exactly_its_formulas_parameters() -> None:
             assert declared == defaults, (column, kind)
             required = [n for n, p in entry.parameters.items() if p.default is None]
             assert all(n in inspect.signature(function).parameters for n in required)
-    assert own
 
 
 def test_the_table_is_printed_as_json_with_papers_needs_and_cells() -> None:
@@ -97,6 +95,15 @@ def test_the_table_is_printed_as_json_with_papers_needs_and_cells() -> None:
         assert row["paper"]
         assert set(row["cells"]) == set(CATALOGUE)
     assert {"reinforce", "rloo", "grpo", "dr_grpo", "dapo", "gspo"} <= {row["name"] for row in rows}
+
+
+def test_the_recipe_in_the_readme_is_one() -> None:
+    blocks_found = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks_found) == 1
+    tree = yaml.safe_load(blocks_found[0])
+    assert (ROOT / tree.pop("extends")).is_file()
+    found = parse(tree)
+    assert choose(found.algorithm.name, found.algorithm.overrides).reduction.kind == "token_mean"
 
 
 def test_nothing_names_a_machine_or_a_registry() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from posttrain.errors import PosttrainError
 from posttrain.learner import Learner
 from posttrain.metrics import RunFolder
+from posttrain.metrics.durable import sync
 
 MANIFEST = "manifest.json"
 
@@ -32,10 +32,10 @@ def write_checkpoint(folder: RunFolder, step: int, learner: Learner, state: dict
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in sorted(work.rglob("*")):
         if file.is_file():
-            _sync(file)
+            sync(file)
     shutil.rmtree(target, ignore_errors=True)
     work.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     for old in folder.checkpoints()[:-keep] if keep else []:
         shutil.rmtree(folder.checkpoint_path(old))
     return target
@@ -65,11 +65,3 @@ def digests(folder: Path) -> dict[str, str]:
             with file.open("rb") as stream:
                 out[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     return out
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

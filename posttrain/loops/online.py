@@ -41,7 +41,7 @@ class Online:
 
 def online(parts: Online) -> None:
     """Run, or continue, to the recipe's last step."""
-    step = resume(parts)
+    step = first = resume(parts)
     if step == 0:
         finish_step(parts, 0, Report(), Collected(), Learnt(), time.perf_counter())
     while step < parts.run.steps:
@@ -50,7 +50,7 @@ def online(parts: Online) -> None:
         with parts.engine.generating() as sampler:
             collected = collect(sampler, parts.stream, parts.grader, parts.algorithm, parts.draw, step)
         with parts.engine.training() as learner:
-            gate = parts.gate if step == 1 or step % parts.run.parity_every == 0 else None
+            gate = parts.gate if step == first + 1 or step % parts.run.parity_every == 0 else None
             learnt = learn(learner, parts.algorithm, collected.groups, parts.updates, gate, step)
         finish_step(parts, step, collected.report + learnt.report, collected, learnt, started)
 

@@ -172,7 +172,7 @@ class Run(Block):
     keep_checkpoints: PositiveInt | None = None
     """Remove all but the newest so many; none is removed where empty."""
     parity_every: PositiveInt = 1
-    """Hold engine and trainer log-probabilities against their bound at step 0 and every so many steps."""
+    """Hold engine and trainer log-probabilities against their bound before the first update and every so many steps."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go beside metrics.jsonl and the console."""
 

@@ -21,6 +21,9 @@ from posttrain.types import FinishReason, Rollout, Sampling
 CPU_BLOCK = 32
 """Tokens per cache block on a CPU. The engine's own 128 is longer than most prompts, so that none would be shared."""
 
+PROTOCOL = ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update")
+"""The four phases in which an engine takes new weights."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -150,6 +153,12 @@ def _start(folder: Path, options: EngineOptions) -> Any:
             f'rollout.engine: vllm cannot be imported ({error}); pip install "posttrain[vllm]" on a GPU machine, '
             "run `make install` on a CPU, or set rollout.engine: transformers"
         ) from None
+    lacking = [name for name in PROTOCOL if not hasattr(LLM, name)]
+    if lacking:
+        raise ModelError(
+            f"rollout.engine: this vLLM has no {', '.join(lacking)}, so weights cannot be published by its native "
+            'protocol; pip install "vllm>=0.32"'
+        )
 
     sampler = options.hardware.sampler
     extra: dict[str, Any] = {"gpu_memory_utilization": sampler.memory, "enable_sleep_mode": True}

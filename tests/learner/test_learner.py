@@ -19,8 +19,8 @@ from posttrain.learner.backbone import prove_layout
 from posttrain.learner.layout import Layout
 from posttrain.learner.logprobs import chosen_logprobs
 from posttrain.learner.single import SingleLearner
-from posttrain.models.checkpoint import expected_weights, merged_weights
-from posttrain.recipe import Lora
+from posttrain.models.checkpoint import expected_weights, load_policy, merged_weights
+from posttrain.recipe import Lora, Model
 from posttrain.types import Sample
 from tests.tiny import samples, tiny_folder, tiny_learner
 
@@ -210,9 +210,9 @@ def test_a_number_that_is_not_finite_stops_before_anything_is_updated(folder: Pa
     before = checksum(learner.model)
     batch = samples(torch.float32)
     batch[2] = replace(batch[2], advantages=torch.full_like(batch[2].advantages, value))
+    (whole,) = pack(batch, learner.packing)
     with pytest.raises(TrainingError, match=r"advantage.*sample 2"):
-        for b in pack(batch, learner.packing):
-            learner.accumulate(b, ALGORITHMS["grpo"])
+        learner.accumulate(whole, ALGORITHMS["grpo"])
     assert checksum(learner.model) == before
 
 
@@ -304,3 +304,24 @@ def test_a_checkpoint_loads_with_transformers_and_gives_the_same_logits(folder: 
         assert torch.equal(again(ids).logits, learner.model(ids).logits)
     assert (tmp_path / "policy" / "chat_template.jinja").is_file()
     assert again.generation_config.eos_token_id == 1
+
+
+def test_recomputing_activations_changes_no_gradient(folder: Path) -> None:
+    grads = []
+    for lora in (None, Lora(rank=4)):
+        for recompute in (False, True):
+            learner = tiny_learner(folder, torch.float64, lora=lora)
+            if recompute:
+                settings = Model(path=str(folder), lora=lora)
+                torch.manual_seed(0)
+                learner = replace_model(learner, load_policy(folder, settings, torch.float64, "cpu", True))
+            for b in pack(samples(), learner.packing):
+                learner.accumulate(b, ALGORITHMS["grpo"])
+            grads.append(torch.cat([p.grad.flatten() for p in learner.masters.parameters]))
+        assert torch.equal(grads[-1], grads[-2])
+        assert bool(grads[-1].any())
+
+
+def replace_model(learner: SingleLearner, model: Any) -> SingleLearner:
+    """The same learner over another model."""
+    return SingleLearner(model, learner.tokenizer, learner.settings, learner.computation, total_updates=10)

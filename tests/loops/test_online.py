@@ -229,6 +229,13 @@ def test_held_out_problems_are_not_among_the_training_ones(tmp_path: Path) -> No
         assert not asked & held
 
 
+def test_evaluating_a_recipe_gives_the_figures_before_training(tmp_path: Path) -> None:
+    path = prepare(tmp_path, run={"steps": 1, "save_every": 0})
+    run("train", path)
+    figures = json.loads(run("evaluate", path, "--json").stdout)
+    assert figures["eval/accuracy"] == metrics(tmp_path / "run")[0]["eval/accuracy"]
+
+
 def test_evaluating_a_run_gives_the_figures_the_run_itself_measured(tmp_path: Path) -> None:
     path = prepare(tmp_path, run={"steps": 2, "save_every": 0})
     run("train", path)
