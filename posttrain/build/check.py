@@ -12,6 +12,7 @@ from typing import TypeVar
 from posttrain.algorithms.table import Algorithm, choose
 from posttrain.data.rows import columns_of
 from posttrain.errors import PosttrainError, RecipeError
+from posttrain.metrics.sinks import missing
 from posttrain.models.location import Location, context_length, locate
 from posttrain.recipe import Recipe
 from posttrain.rewards import VerifierSignature, signature_of
@@ -112,10 +113,7 @@ def _machine(recipe: Recipe) -> list[str]:
     parallel = recipe.hardware.sampler.tensor_parallel
     if parallel > 1:
         mistakes.append(f"hardware.sampler.tensor_parallel: {parallel}, but only 1 works yet")
-    for sink in recipe.run.sinks:
-        if importlib.util.find_spec(sink) is None:
-            mistakes.append(f'run.sinks: {sink} is not installed; pip install "posttrain[{sink}]" or leave it out')
-    return mistakes
+    return mistakes + missing(recipe.run.sinks)
 
 
 def equations(recipe: Recipe, algorithm: Algorithm) -> list[str]:

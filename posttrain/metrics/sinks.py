@@ -38,15 +38,19 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def missing(names: Sequence[str]) -> list[str]:
+    """What to install for each named sink that cannot be had, found without importing it."""
+    absent = [name for name in names if importlib.util.find_spec(MODULES.get(name, name)) is None]
+    return [f"run.sinks: {n} is not installed: pip install 'posttrain[{n}]', or leave it out" for n in absent]
+
+
 def open_sinks(names: Sequence[str], folder: RunFolder, recipe: Recipe) -> list[Sink]:
     """The console and the named sinks, for a run that goes on from the folder's newest checkpoint.
 
     Raises PosttrainError, before anything is opened, naming what to install for each sink that cannot be had.
     """
-    missing = [name for name in names if importlib.util.find_spec(MODULES.get(name, name)) is None]
-    if missing:
-        wanted = "; ".join(f"{name} is not installed: pip install 'posttrain[{name}]'" for name in missing)
-        raise PosttrainError(f"run.sinks: {wanted}, or leave it out")
+    if wanted := missing(names):
+        raise PosttrainError("\n".join(wanted))
     done = folder.checkpoints()
     start = done[-1] if done else -1
     sinks: list[Sink] = [Console(recipe.run.steps, max(0, start))]
