@@ -28,7 +28,7 @@ test: install
 
 # Heavier proofs: the real 135M model, killed and resumed through vLLM, and accuracy reached.
 prove: install
-	$(BIN)/pytest -m prove
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/pytest -m prove
 
 lint: install
 	$(BIN)/ruff check .
