@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain.errors import GradingError
-from posttrain.metrics import Report
 from posttrain.metrics.statistics import clustered_interval, wilson
 from posttrain.rewards import Grader
 from posttrain.rollout import Sampler
@@ -92,11 +91,3 @@ def summary(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
         "greedy_before": before.get("eval/greedy"),
         "greedy_after": after.get("eval/greedy"),
     }
-
-
-def report_of(metrics: dict[str, float]) -> Report:
-    """Evaluation metrics as a Report, to be logged beside a step's own."""
-    report = Report()
-    for name, value in metrics.items():
-        report += Report.value(name, value)
-    return report

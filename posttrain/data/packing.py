@@ -43,11 +43,6 @@ def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
         yield _batch(samples, waiting, packing, totals)
 
 
-def prompt_length(mask: Tensor) -> int:
-    """`[T]` bool to the number of tokens before the first that the policy said."""
-    return int(mask.int().argmax()) if bool(mask.any()) else len(mask)
-
-
 def _rows(samples: Sequence[Sample], learnt: Sequence[int], packing: Packing) -> list[list[int]]:
     """What lies in one row of attention: one sample each, or those of a group that share a prompt and fit."""
     if not packing.share_prompts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from posttrain.algorithms.table import Algorithm
 from posttrain.data.stream import PromptStream
-from posttrain.evaluation import Benchmark, evaluate, report_of
+from posttrain.evaluation import Benchmark, evaluate
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
 from posttrain.learner.checkpoint import restore, write_checkpoint
@@ -19,7 +19,6 @@ from posttrain.metrics.sinks import Sink
 from posttrain.recipe import Run
 from posttrain.rewards import Grader
 from posttrain.rollout.collect import Collected, Draw, collect
-from posttrain.types import Group
 
 
 @dataclass
@@ -74,9 +73,8 @@ def finish_step(parts: Online, step: int, report: Report, collected: Collected, 
         with parts.engine.generating() as sampler:
             at = time.perf_counter()
             result = evaluate(sampler, parts.benchmark)
-            report += report_of(result.metrics) + Report.sum("eval/seconds", time.perf_counter() - at)
-        rows = [record(step, 0, i, g, k, learnt=None) for i, g in enumerate(result.groups) for k in _all(g)]
-        parts.folder.write_rollouts("eval", step, rows)
+            report += Report.of(result.metrics) + Report.sum("eval/seconds", time.perf_counter() - at)
+        parts.folder.write_rollouts("eval", step, records(step, Collected(result.groups), Learnt()))
     if step:
         parts.folder.write_rollouts("step", step, records(step, collected, learnt))
     report += parts.engine.take_report() + Report.sum("step/seconds", time.perf_counter() - started)
@@ -87,10 +85,6 @@ def finish_step(parts: Online, step: int, report: Report, collected: Collected, 
     if step and (last or (run.save_every and step % run.save_every == 0)):
         state = {"step": step, "stream": parts.stream.state()}
         write_checkpoint(parts.folder, step, parts.engine.learner, state, run.keep_checkpoints)
-
-
-def _all(group: Group) -> range:
-    return range(len(group.rollouts))
 
 
 def records(step: int, collected: Collected, learnt: Learnt) -> list[dict[str, object]]:
