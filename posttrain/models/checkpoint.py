@@ -33,16 +33,27 @@ def load_policy(folder: Path, settings: Model, dtype: torch.dtype, device: str, 
     if missing or info["mismatched_keys"]:
         found = [*missing[:3], *(str(m) for m in list(info["mismatched_keys"])[:3])]
         raise ModelError(f"model.path: {str(folder)!r} does not fill the model: {', '.join(found)}")
-    model = model.to(device)
+    model = without_dropout(model).to(device)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return with_adapters(model, settings.lora, checkpointing) if settings.lora else model
 
 
+def without_dropout(model: Any) -> Any:
+    """Switch every dropout off: under it, the log-probability of a token would not be a number but a draw."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "activation_dropout", "resid_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
 def with_adapters(model: Any, lora: Lora, checkpointing: bool = False) -> Any:
     """Put low-rank adapters beside the frozen weights. Raises ModelError when none binds."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:

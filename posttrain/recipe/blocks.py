@@ -20,7 +20,6 @@ class Lora(Block):
     rank: PositiveInt = 16
     alpha: float = Field(32.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Module names that get an adapter."""
 

@@ -17,6 +17,7 @@ WHY_NOT = {
     "rollout.top_p": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
     "rollout.top_k": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
     "rollout.min_p": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
+    "model.lora.dropout": "under dropout no log-probability could agree with the engine's; leave it out",
     "run.evaluation": "evaluation is a block of its own, beside run",
     "seed": "the seed is run.seed",
     "steps": "the number of steps is run.steps",

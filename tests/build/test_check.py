@@ -36,6 +36,7 @@ def mistakes(folder: Path, *overrides: str) -> str:
 WRONG = {
     "rollout.group_sise=8": ["rollout.group_sise", "8", "did you mean 'group_size'"],
     "rollout.top_p=0.9": ["rollout.top_p", "0.9", "renormalise"],
+    "model={path: owner/name, lora: {dropout: 0.1}}": ["model.lora.dropout", "0.1", "agree with the engine"],
     "optimiser.learning_rate=1": ["optimiser", "did you mean 'optimizer'"],
     "optimizer.learning_rate=-1": ["optimizer.learning_rate", "-1", "greater than 0"],
     "optimizer.learning_rate=fast": ["optimizer.learning_rate", "fast", "number"],

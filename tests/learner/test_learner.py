@@ -229,6 +229,14 @@ def test_the_reference_equals_the_policy_exactly_before_the_first_step(folder: P
             assert torch.equal(a, b)
 
 
+def test_a_model_that_drops_attention_in_training_has_the_same_log_probabilities_twice(tmp_path: Path) -> None:
+    learner = tiny_learner(tiny_folder(tmp_path, attention_dropout=0.5))
+    assert learner.model.training
+    rollouts = [s.rollout for s in samples()]
+    for a, b in zip(learner.logprobs(rollouts), learner.logprobs(rollouts), strict=True):
+        assert torch.equal(a, b)
+
+
 class TestAdapters:
     def trained(self, folder: Path) -> SingleLearner:
         learner = tiny_learner(folder, lora=Lora(rank=4, alpha=8), learning_rate=1e-2)
