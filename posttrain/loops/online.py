@@ -77,7 +77,9 @@ def finish_step(parts: Online, step: int, report: Report, collected: Collected, 
         parts.folder.write_rollouts("eval", step, records(step, Collected(result.groups), Learnt()))
     if step:
         parts.folder.write_rollouts("step", step, records(step, collected, learnt))
-    report += parts.engine.take_report() + Report.sum("step/seconds", time.perf_counter() - started)
+    # Present in every line, also where nothing had to be published.
+    report += parts.engine.take_report() + Report.sum("sync/seconds", 0.0)
+    report += Report.sum("step/seconds", time.perf_counter() - started)
     values = report.values()
     parts.folder.append_metrics(step, values)
     for sink in parts.sinks:

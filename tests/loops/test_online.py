@@ -243,3 +243,27 @@ def test_evaluating_a_run_gives_the_figures_the_run_itself_measured(tmp_path: Pa
     last = metrics(tmp_path / "run")[-1]
     for name in ("eval/accuracy", "eval/accuracy_low", "eval/greedy", "eval/length_mean"):
         assert figures[name] == last[name]
+
+
+def test_the_run_folder_keeps_its_contract(finished: tuple[Algorithm, Path]) -> None:
+    _, path = finished
+    files = {f.name for f in path.iterdir()}
+    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "rollouts", "checkpoints", "summary.json"} <= files
+    assert (path / "curves.png").read_bytes()[1:4] == b"PNG"
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines[1:]:
+        for name in ("reward/mean", "rollout/tokens_per_second", "learn/tokens_per_second", "sync/seconds"):
+            assert line[name] >= 0
+        assert 0 <= line["parity/max_abs_gap"] < 1e-3
+    assert "eval/accuracy" in lines[0]
+    assert "eval/accuracy" in lines[-1]
+    summary = json.loads((path / "summary.json").read_text())
+    for name in ("accuracy_before", "accuracy_after", "greedy_before", "greedy_after", "steps", "seconds"):
+        assert summary[name] is not None
+    assert summary["accuracy_before"] == lines[0]["eval/accuracy"]
+    assert summary["accuracy_after"] == lines[-1]["eval/accuracy"]
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    assert environment["seed"] == 0
+    assert (path / "checkpoints" / "step-000003" / "policy" / "config.json").is_file()
