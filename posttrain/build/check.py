@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -51,10 +51,12 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
     location = attempt(lambda: locate(recipe.model.path))
     if location:
         mistakes += _lengths(recipe, location)
+    # Verifiers are loaded whatever is known of the data: a hub data set's columns are not.
+    signatures = [attempt(partial(signature_of, r, f"rewards[{i}]")) for i, r in enumerate(recipe.rewards)]
     for key, data in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         columns = attempt(partial(columns_of, data, key)) if data else None
         if columns is not None:
-            mistakes += _columns(recipe, key, columns, attempt)
+            mistakes += _columns(recipe, key, columns, signatures)
     mistakes += _machine(recipe)
     if mistakes or algorithm is None:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
@@ -84,23 +86,15 @@ def _lengths(recipe: Recipe, location: Location) -> list[str]:
     return []
 
 
-def _columns(
-    recipe: Recipe,
-    key: str,
-    columns: list[str],
-    attempt: Callable[[Callable[[], VerifierSignature]], VerifierSignature | None],
-) -> list[str]:
+def _columns(recipe: Recipe, key: str, columns: list[str], signatures: Sequence[VerifierSignature | None]) -> list[str]:
     """Every column a verifier needs must be in the data."""
-    mistakes = []
-    for index, reward in enumerate(recipe.rewards):
-        signature = attempt(partial(signature_of, reward, f"rewards[{index}]"))
-        missing = [name for name in (signature.required if signature else ()) if name not in columns]
-        for name in missing:
-            mistakes.append(
-                f"rewards[{index}].verifier: {reward.verifier} needs the column {name!r}, which {key} has not; it has "
-                f"{', '.join(columns)}. Map one with {key}.columns: {{{name}: ...}}"
-            )
-    return mistakes
+    return [
+        f"rewards[{index}].verifier: {reward.verifier} needs the column {name!r}, which {key} has not; it has "
+        f"{', '.join(columns)}. Map one with {key}.columns: {{{name}: ...}}"
+        for index, (reward, signature) in enumerate(zip(recipe.rewards, signatures, strict=True))
+        for name in (signature.required if signature else ())
+        if name not in columns
+    ]
 
 
 def _machine(recipe: Recipe) -> list[str]:

@@ -82,6 +82,13 @@ def test_every_mistake_is_reported_at_once(folder: Path) -> None:
     assert found.splitlines()[0].endswith("3 mistakes")
 
 
+def test_a_wrong_verifier_is_found_though_the_data_is_on_the_hub(folder: Path) -> None:
+    hub = ["data.train={source: hub, path: owner/set}", "data.eval=null"]
+    found = mistakes(folder, *hub, "rewards=[{verifier: 'tests.graders:letterz'}]")
+    assert "rewards[0]" in found
+    assert "letterz" in found
+
+
 def test_a_missing_block_is_named(folder: Path) -> None:
     tree = recipe(folder)
     del tree["run"]

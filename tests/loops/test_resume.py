@@ -25,13 +25,15 @@ def start(path: Path, *overrides: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command("train", path, *overrides), cwd=ROOT, stdout=devnull, stderr=devnull)
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: object, limit: float = 120) -> None:
-    """SIGKILL as soon as `ready()`; the run must not end before."""
+def kill_when(process: subprocess.Popen[bytes], ready: object, limit: float = 120, wait: float = 0.0) -> None:
+    """SIGKILL `wait` seconds after `ready()`; the run must not end before."""
     until = time.monotonic() + limit
     while not ready():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.005)
+    time.sleep(wait)
+    assert process.poll() is None, "the run ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -98,11 +100,8 @@ def test_killed_at_random_moments_while_it_writes_a_checkpoint_every_step(tmp_pa
     run("train", prepare(calm, **long))
     path, chance = prepare(rough, **long), random.Random(0)
     for _ in range(4):
-        process, before = start(path), lines(rough / "run")
-        wait = chance.uniform(0.0, 0.3)
-        target = min(before + 4, 39)
-        kill_when(process, lambda target=target: lines(rough / "run") > target)
-        time.sleep(wait)
+        process, target = start(path), lines(rough / "run") + 4
+        kill_when(process, lambda target=target: lines(rough / "run") > target, wait=chance.uniform(0.0, 0.15))
     run("train", path)
     same(calm / "run", rough / "run", 40)
 
