@@ -31,7 +31,7 @@ from posttrain.types import Batch, Rollout, Sample
 
 @dataclass(frozen=True)
 class Computation:
-    """How the learner computes; none of it changes what is computed."""
+    """How the learner computes. The first three change speed and memory only; the last two are the roll-outs' own."""
 
     layout: Layout
     micro_batch_tokens: int

@@ -42,10 +42,3 @@ def clustered_interval(
     replicates = np.array([means[draw.integers(0, len(means), len(means))].mean() for _ in range(resamples)])
     low, high = np.quantile(replicates, [0.025, 0.975])
     return float(means.mean()), float(low), float(high)
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased chance that at least one of k draws without replacement is among the `correct` of n (2107.03374)."""
-    if not 0 <= correct <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {n} samples with {correct} correct: needs correct <= n and 1 <= k <= n")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)

@@ -7,6 +7,7 @@ wherever engine and trainer share a process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
 def register() -> str:
     """Make the back end known to vLLM's factory, once, and return the name it goes by."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
+    # The factory refuses a name it has already; a second engine in this process uses the same class.
+    with suppress(ValueError):
         WeightTransferEngineFactory.register_engine(BACKEND, InProcessTransfer)
     return BACKEND

@@ -1,12 +1,11 @@
 """Intervals that cover as often as they say, and pass@k against enumeration."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 
-from posttrain.metrics.statistics import clustered_interval, pass_at_k, wilson
+from posttrain.metrics.statistics import clustered_interval, wilson
 
 
 @pytest.mark.parametrize(("n", "p"), [(20, 0.1), (20, 0.5), (100, 0.03), (100, 0.5), (100, 0.9)])
@@ -71,23 +70,3 @@ def test_the_same_seed_gives_the_same_interval():
 def test_an_interval_of_nothing_is_refused(scores):
     with pytest.raises(ValueError, match="at least one problem"):
         clustered_interval(scores)
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
-    for n in range(1, 8):
-        for correct in range(n + 1):
-            for k in range(1, n + 1):
-                subsets = list(itertools.combinations([i < correct for i in range(n)], k))
-                assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
-
-
-def test_pass_at_k_is_unbiased():
-    n, k, rate = 10, 4, 0.2
-    expected = sum(math.comb(n, c) * rate**c * (1 - rate) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
-    assert expected == pytest.approx(1 - (1 - rate) ** k, abs=1e-12)
-
-
-@pytest.mark.parametrize(("n", "correct", "k"), [(4, 5, 1), (4, 1, 5), (4, 1, 0), (4, -1, 1)])
-def test_pass_at_k_refuses_what_cannot_be_drawn(n, correct, k):
-    with pytest.raises(ValueError, match="pass@"):
-        pass_at_k(n, correct, k)
