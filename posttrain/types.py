@@ -89,8 +89,16 @@ class Verdict:
     parts: Mapping[str, float | None] = field(default_factory=dict, hash=False)
     """Each grader's own score before weighting, by name."""
     reason: str = ""
+    steps: tuple[tuple[int, float], ...] = ()
+    """Shares of the score that belong to a token: (index among the tokens the policy said, reward). What they leave of
+    the score belongs to the last token.
+    """
 
     def __post_init__(self) -> None:
+        if self.score is None and self.steps:
+            raise ValueError("a verdict without a score cannot carry step rewards")
+        if not all(abs(reward) < float("inf") for _, reward in self.steps):
+            raise ValueError(f"Verdict.steps must be finite, not {self.steps}")
         if self.score is not None and (self.score != self.score or abs(self.score) == float("inf")):
             raise ValueError(f"Verdict.score must be finite or None, not {self.score}")
         if self.status in ("timeout", "error") and self.score is not None:
@@ -106,6 +114,8 @@ class Group:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     verdicts: tuple[Verdict, ...]
+    greedy: Verdict | None = None
+    """Of one greedy response to the same prompt, where the algorithm asks for it."""
 
     def __post_init__(self) -> None:
         if len(self.rollouts) != len(self.verdicts):
@@ -114,12 +124,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What the learner adds to a group, and only what the algorithm's needs ask for; one `[T]` tensor per rollout."""
+    """What the learner adds to a group, and only what the algorithm's needs ask for; one tensor per rollout."""
 
     previous: Sequence[Tensor] | None = None
-    """Log-probabilities under the trainer's weights before the first update on this batch."""
+    """`[T]` log-probabilities under the trainer's weights before the first update on this batch."""
     reference: Sequence[Tensor] | None = None
-    """Log-probabilities under the reference policy."""
+    """`[T, R]` log-probabilities under each of the R reference policies."""
+    values: Sequence[Tensor] | None = None
+    """`[T + 1, B]` the critic's outputs at the state before each token, and after the last one."""
+    uniform: Sequence[Tensor] | None = None
+    """`[T]` log-probabilities averaged over the vocabulary, under the weights of `previous`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +146,23 @@ class Sample:
     mask: Tensor
     """[T] bool: the tokens that are learnt from."""
     advantages: Tensor
+    score: float = 0.0
+    """What the whole response was worth, after shaping, scaling and penalties."""
     previous: Tensor | None = None
     reference: Tensor | None = None
+    """[T, R]."""
+    returns: Tensor | None = None
+    """What the critic should have said of the state before each token."""
+    values: Tensor | None = None
+    """What it said."""
+    uniform: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups` and `index`, `[S]`."""
+    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups`, `scores`, `index` `[S]`,
+    and `reference` `[N, R]`.
+    """
 
     tokens: Tensor
     position: Tensor
@@ -150,11 +174,33 @@ class Batch:
     advantages: Tensor
     lengths: Tensor
     groups: Tensor
+    scores: Tensor
     index: Tensor
     """[S]: which of the optimiser step's samples each sequence is."""
     total_tokens: int
     """Masked tokens of the whole optimiser step: a denominator, whatever the micro-batch."""
     total_sequences: int
     """Sequences of the whole optimiser step that have a masked token."""
+    total_groups: int = 1
+    """Groups of the whole optimiser step that have such a sequence."""
     previous: Tensor | None = None
     reference: Tensor | None = None
+    returns: Tensor | None = None
+    values: Tensor | None = None
+    uniform: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the learner's forward pass says of a Batch; 0 outside the mask, and only what the algorithm asks for."""
+
+    logprobs: Tensor
+    """`[N]`, with gradient."""
+    entropy: Tensor
+    """`[N]`, with gradient where the algorithm seeks entropy."""
+    kl: Tensor | None = None
+    """`[N, R]` exact KL(policy || reference), with gradient."""
+    values: Tensor | None = None
+    """`[N, B]` the critic's outputs, with gradient."""
+    uniform: Tensor | None = None
+    """`[N]` log-probabilities averaged over the vocabulary, without gradient."""

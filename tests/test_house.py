@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from posttrain.algorithms.cells import CATALOGUE
-from posttrain.algorithms.table import ALGORITHMS, choose
+from posttrain.algorithms.catalogue import CATALOGUE
+from posttrain.algorithms.choice import choose
+from posttrain.algorithms.table import ALGORITHMS
 from posttrain.recipe import blocks, parse
 from tests.runs import ROOT, run
 

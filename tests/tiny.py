@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from posttrain.learner.critic import Critic as Value
 from posttrain.learner.layout import Layout
-from posttrain.learner.single import Computation, SingleLearner
-from posttrain.models.checkpoint import load_policy, load_tokenizer
-from posttrain.recipe import Lora, Model, Optimizer
+from posttrain.learner.references import References
+from posttrain.learner.single import Companions, Computation, SingleLearner
+from posttrain.models.checkpoint import load_policy, load_scorer, load_tokenizer
+from posttrain.recipe import Critic, Lora, Model, Optimizer
 from posttrain.types import Prompt, Rollout, Sample
 from tests.data import tiny_tokenizer
 
@@ -52,18 +54,32 @@ def tiny_learner(
     temperature: float = 1.0,
     lora: Lora | None = None,
     reference: bool = False,
+    critic: Critic | None = None,
+    bins: int = 1,
     **optimizer: Any,
 ) -> SingleLearner:
-    """The real Learner on a tiny model."""
-    settings = Model(path=str(folder), lora=lora)
+    """The real Learner on a tiny model. `critic` is the recipe's block, `bins` the outputs of its head."""
+    settings, plain = Model(path=str(folder), lora=lora), Model(path=str(folder))
+    asked = Optimizer(**{"learning_rate": 1e-3, **optimizer})
     torch.manual_seed(0)
+    policy = load_policy(folder, settings, dtype, "cpu")
+    references = None
+    if reference:
+        references = References([None if lora else load_policy(folder, plain, dtype, "cpu")])
+    values = None
+    if critic is not None:
+        own = critic.backbone == "own"
+        model = load_scorer(folder, bins, dtype, "cpu") if own else torch.nn.Linear(64, bins, bias=False)
+        # A head of zeros would hide what does not reach the backbone.
+        torch.nn.init.normal_((model.score if own else model).weight, std=0.3)
+        values = Value(model, critic, asked, 10)
     return SingleLearner(
-        load_policy(folder, settings, dtype, "cpu"),
+        policy,
         load_tokenizer(folder),
-        Optimizer(**{"learning_rate": 1e-3, **optimizer}),
-        Computation(layout, budget, logit_chunk=7, temperature=temperature, max_tokens=12),
+        asked,
+        Computation(layout, budget, logit_chunk=7, temperature=temperature),
         total_updates=10,
-        reference=load_policy(folder, Model(path=str(folder)), dtype, "cpu") if reference else None,
+        companions=Companions(references, values),
     )
 
 
@@ -116,7 +132,8 @@ def samples(dtype: torch.dtype = torch.float64, groups: int = 3, seed: int = 0) 
                     learnt,
                     advantage * learnt,
                     previous=(-3 + 0.2 * shift).to(dtype),
-                    reference=(-3 - 0.2 * shift).to(dtype),
+                    reference=(-3 - 0.2 * shift).to(dtype)[:, None],
+                    score=float(advantage),
                 )
             )
     return out

@@ -16,5 +16,9 @@ def formula(cell: Cell, **derived: Any) -> Callable[..., Any]:
         raise LookupError(f"{cell.column}: {cell.kind} is a rule, not a formula")
     module, _, name = cell.entry.function.partition(".")
     function = getattr(importlib.import_module(f"posttrain.objectives.{module}"), name)
-    settings = {k: derived.get(k) if v is None else v for k, v in cell.settings.items()}
+    settings = {
+        key: derived.get(key) if value is None else value
+        for key, value in cell.settings.items()
+        if cell.entry.parameters[key].formula
+    }
     return partial(function, **settings) if settings else function

@@ -1,10 +1,14 @@
-"""The catalogue of cells: what may stand in each column of the table, with its parameters. Imports no torch."""
+"""What a cell of the table is: a kind of the catalogue with values for its parameters. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Level = Literal["group", "step", "token", "set"]
+"""Credit: from the scores of a `group`, of the whole `step`, or from rewards `token` by token. Objective: a loss for
+each `token`, for each token with a view of the whole update (`step`), or for each group as a `set` of sequences."""
 
 
 @dataclass(frozen=True)
@@ -14,80 +18,43 @@ class Parameter:
     default: Any
     low: float | None = None
     """Values must be greater than this."""
+    high: float | None = None
+    """Values must not be greater than this."""
     choices: tuple[str, ...] = ()
     optional: bool = False
     """None is legal: no bound, or derived from the recipe."""
+    formula: bool = True
+    """Handed to the cell's function; otherwise the run itself reads it."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A cell as the catalogue has it: the formula (module.function under posttrain.objectives) and its parameters."""
+    """A cell as the catalogue has it: the formula (module.function under posttrain.objectives), its parameters, and
+    what it asks of the run.
+    """
 
     function: str | None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    min_group: int = 1
-    reference: bool = False
-    behaviour: bool = False
+    about: str = ""
+    """One sentence, where no function's docstring says it."""
+    level: Level = "token"
+    takes: tuple[str, ...] = ()
+    """Inputs beside the first ones of its column, by name."""
+    asks: frozenset[str] = frozenset()
+    """Names of Needs that are true wherever this kind stands."""
+    min_group: int | str = 1
+    """Smallest legal group, or the parameter that says it."""
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(parameter, value) pairs that would be silently wrong, with the reason."""
 
 
-KL = {
-    "kl_coefficient": Parameter(0.04, low=0.0),
-    "kl_estimator": Parameter("k3", choices=("k1", "k2", "k3")),
-}
-K1_IN_LOSS = (
-    "the expected gradient of k1 as a loss is zero, so it would not hold the policy back; "
-    "use kl_estimator: k2 or k3, or kl: in_reward"
-)
+def positive(default: float, formula: bool = True) -> Parameter:
+    """A number greater than 0."""
+    return Parameter(default, low=0.0, formula=formula)
 
-CATALOGUE: dict[str, dict[str, Kind]] = {
-    "credit": {
-        "group_mean": Kind("advantages.group_mean", min_group=2),
-        "group_norm": Kind("advantages.group_norm", {"std_floor": Parameter(1e-6, low=0.0)}, min_group=2),
-        "leave_one_out": Kind("advantages.leave_one_out", min_group=2),
-    },
-    "ratio": {
-        "token": Kind("surrogates.token"),
-        "sequence": Kind("surrogates.sequence"),
-    },
-    "objective": {
-        "reinforce": Kind("surrogates.reinforce"),
-        "clip": Kind("surrogates.clip", {"clip_low": Parameter(0.2, low=0.0), "clip_high": Parameter(0.2, low=0.0)}),
-    },
-    "reduction": {
-        "token_mean": Kind("reductions.token_mean"),
-        "sequence_mean": Kind("reductions.sequence_mean"),
-        "sequence_sum": Kind("reductions.sequence_sum"),
-        "constant": Kind("reductions.constant", {"constant_length": Parameter(None, low=0.0, optional=True)}),
-    },
-    "correction": {
-        "none": Kind("corrections.none"),
-        "truncated_importance": Kind(
-            "corrections.truncated_importance", {"importance_cap": Parameter(2.0, low=0.0)}, behaviour=True
-        ),
-    },
-    "kl": {
-        "none": Kind(None),
-        "in_loss": Kind(None, KL, reference=True, refused={("kl_estimator", "k1"): K1_IN_LOSS}),
-        "in_reward": Kind(None, {**KL, "kl_estimator": Parameter("k1", choices=("k1", "k2", "k3"))}, reference=True),
-    },
-    "shaping": {
-        "none": Kind("shaping.none"),
-        "overlong": Kind(
-            "shaping.overlong",
-            {"overlong_buffer": Parameter(0.2, low=0.0), "overlong_penalty": Parameter(1.0, low=0.0)},
-        ),
-    },
-    "selection": {
-        "all": Kind(None),
-        "dynamic": Kind(None, {"max_rounds": Parameter(10, low=0.0)}, min_group=2),
-    },
-    "truncated": {
-        "train": Kind(None),
-        "mask": Kind(None),
-    },
-}
+
+def asks(*needs: str) -> frozenset[str]:
+    return frozenset(needs)
 
 
 @dataclass(frozen=True)
@@ -96,16 +63,18 @@ class Cell:
 
     column: str
     kind: str
+    entry: Kind
     values: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def entry(self) -> Kind:
-        return CATALOGUE[self.column][self.kind]
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every parameter with its value, defaults included."""
         return {name: self.values.get(name, p.default) for name, p in self.entry.parameters.items()}
+
+    @property
+    def min_group(self) -> int:
+        least = self.entry.min_group
+        return int(self[least]) if isinstance(least, str) else least
 
     def __getitem__(self, name: str) -> Any:
         return self.settings[name]

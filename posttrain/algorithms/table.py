@@ -1,178 +1,279 @@
-"""The table of algorithms, and how a recipe's choice becomes a row of it. Imports no torch.
+"""The table of algorithms: which cells make each of them. Imports no torch.
 
-An algorithm's name is read here and nowhere else. `needs` is the one source for what a row asks of the run.
+An algorithm's name is written here and nowhere else.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from posttrain.algorithms.row import Algorithm, row
 
-from posttrain.algorithms.cells import CATALOGUE, Cell, Parameter
-from posttrain.errors import RecipeError
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a row asks of the rest of the run."""
-
-    min_group: int
-    """Smallest legal group, and the smallest number of graded responses that can be compared."""
-    reference: bool
-    """Log-probabilities of the reference policy."""
-    behaviour: bool
-    """Log-probabilities of the engine that sampled."""
-    previous: bool
-    """Log-probabilities from before the step's first update, wherever several updates share a step's roll-outs."""
-    critic: bool = False
-    scores: bool = True
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """One row. Every column holds a cell of the catalogue."""
-
-    name: str
-    paper: str
-    credit: Cell
-    ratio: Cell
-    objective: Cell
-    reduction: Cell
-    correction: Cell
-    kl: Cell
-    shaping: Cell
-    selection: Cell
-    truncated: Cell
-
-    @property
-    def cells(self) -> dict[str, Cell]:
-        return {column: getattr(self, column) for column in CATALOGUE}
-
-    @property
-    def needs(self) -> Needs:
-        entries = [cell.entry for cell in self.cells.values()]
-        return Needs(
-            min_group=max(e.min_group for e in entries),
-            reference=any(e.reference for e in entries),
-            behaviour=any(e.behaviour for e in entries),
-            previous=self.objective.kind != "reinforce" or self.correction.entry.behaviour,
+ROWS: tuple[Algorithm, ...] = (
+    # Policy gradients with a baseline and no critic.
+    row("reinforce", "10.1007/BF00992696", credit="group_mean", objective="reinforce", reduction="token_mean"),
+    row("reinforce_baseline", "2402.14740", credit="from_baseline", objective="reinforce", reduction="sequence_sum"),
+    row("rloo", "2402.14740", credit="leave_one_out", objective="reinforce", reduction="sequence_sum"),
+    row("remax", "2310.10505", credit="from_greedy", objective="reinforce", reduction="sequence_sum"),
+    row("opo", "2505.23585", credit="length_weighted", objective="reinforce", reduction="token_mean"),
+    row(
+        "reinforce_pp",
+        "2501.03262",
+        credit="reward_to_go",
+        whitening="batch_norm",
+        objective="clip",
+        reduction="token_mean",
+        kl=("in_reward", {"kl_coefficient": 0.01}),
+    ),
+    row(
+        "reinforce_pp_baseline",
+        "2501.03262",
+        credit="group_mean",
+        whitening="batch_norm",
+        objective="clip",
+        reduction="token_mean",
+        kl=("in_loss", {"kl_coefficient": 0.01, "kl_estimator": "k2"}),
+    ),
+    # Group-relative.
+    row("grpo", "2402.03300", credit="group_norm", objective="clip", reduction="sequence_mean"),
+    row("dr_grpo", "2503.20783", credit="group_mean", objective="clip", reduction="constant"),
+    row("lite_ppo", "2508.08221", credit="batch_std", objective="clip", reduction="token_mean"),
+    row(
+        "dapo",
+        "2503.14476",
+        credit="group_norm",
+        objective=("clip", {"clip_high": 0.28}),
+        reduction="token_mean",
+        shaping="overlong",
+        selection="dynamic",
+    ),
+    row("max_rl", "2602.02710", credit="mean_scaled", objective="clip", reduction="token_mean"),
+    row("pass_at_k", "2508.10751", credit="pass_at_k", objective="clip", reduction="token_mean"),
+    row(
+        "gdpo",
+        "2601.05242",
+        credit="component_norm",
+        whitening="batch_norm",
+        objective="clip",
+        reduction="sequence_mean",
+    ),
+    row("spo", "2401.04056", credit="win_rate", objective="clip", reduction="token_mean"),
+    row("self", "2510.02230", credit="group_norm", objective="clip", reduction="token_mean", selection="greedy_wrong"),
+    row(
+        "rlpr",
+        "2506.18254",
+        credit="group_norm",
+        objective=("clip", {"clip_high": 0.27}),
+        reduction="token_mean",
+        selection="steady_spread",
+    ),
+    # Other surrogates and trust regions.
+    row(
+        "gspo",
+        "2507.18071",
+        credit="group_norm",
+        ratio="sequence",
+        objective=("clip", {"clip_low": 3e-4, "clip_high": 4e-4}),
+        reduction="sequence_mean",
+    ),
+    row(
+        "gspo_token",
+        "2507.18071",
+        credit="group_norm",
+        ratio="sequence_token",
+        objective=("clip", {"clip_low": 3e-4, "clip_high": 4e-4}),
+        reduction="sequence_mean",
+    ),
+    row("gmpo", "2507.20673", credit="group_norm", objective="geometric_clip", reduction="sequence_mean"),
+    row("cispo", "2506.13585", credit="group_norm", objective="clipped_weight", reduction="token_mean"),
+    row("sapo", "2511.20347", credit="group_norm", objective="soft_gate", reduction="sequence_mean"),
+    row("dppo_tv", "2602.04879", credit="group_mean", objective="binary_tv", reduction="token_mean"),
+    row("dppo_kl", "2602.04879", credit="group_mean", objective="binary_kl", reduction="token_mean"),
+    row("discovered", "2210.05639", credit="group_norm", objective="drift", reduction="token_mean"),
+    row("mdpo", "2005.09814", credit="group_norm", objective="mirror_descent", reduction="token_mean"),
+    row("fixpo", "2312.05405", credit="group_norm", objective="kl_penalised", reduction="token_mean", trust="fixup"),
+    row("m2po", "2510.01161", credit="group_norm", objective="second_moment", reduction="token_mean"),
+    row("clip_cov", "2505.22617", credit="group_norm", objective="clip_cov", reduction="token_mean"),
+    row("kl_cov", "2505.22617", credit="group_norm", objective="kl_cov", reduction="token_mean"),
+    row(
+        "rapid",
+        "2510.03515",
+        credit="group_norm",
+        objective=("truncated_weight", {"weight_cap": 2.0}),
+        reduction="token_mean",
+    ),
+    row(
+        "pipeline_rl",
+        "2509.19128",
+        credit="group_norm",
+        anchor="behaviour",
+        objective=("truncated_weight", {"weight_cap": 1.02}),
+        correction="none",
+        reduction="token_mean",
+    ),
+    row("rec", "2509.24203", credit="group_mean", objective="kept_likelihood", reduction="sequence_mean"),
+    row("opmd", "2509.24203", credit="group_mean", objective="tempered_likelihood", reduction="token_mean"),
+    row("asymre", "2506.20520", credit="group_mean", objective="shifted_likelihood", reduction="sequence_sum"),
+    row("rover", "2509.24981", credit="group_mean", objective="bellman", correction="none", reduction="token_mean"),
+    # What was right is learnt like a text.
+    row(
+        "oreal",
+        "2502.06781",
+        credit="leave_one_out",
+        keep="one_each",
+        objective="positive_cloning",
+        reduction="sequence_mean",
+        kl=("in_loss", {"kl_coefficient": 0.01}),
+    ),
+    row(
+        "raft",
+        "2304.06767",
+        credit="ones",
+        keep="best",
+        objective="likelihood",
+        correction="none",
+        reduction="token_mean",
+    ),
+    row(
+        "expert_iteration",
+        "2403.04642",
+        credit="ones",
+        keep="right",
+        objective="likelihood",
+        correction="none",
+        reduction="token_mean",
+    ),
+    row(
+        "rejection_sampling",
+        "2307.09288",
+        credit="ones",
+        keep=("right", {"dedupe": "no"}),
+        objective="likelihood",
+        correction="none",
+        reduction="token_mean",
+    ),
+    row(
+        "best_of_two",
+        "2410.18252",
+        credit="ones",
+        selection="mixed",
+        keep="best",
+        objective="likelihood",
+        correction="none",
+        reduction="token_mean",
+    ),
+    # With a critic.
+    row(
+        "ppo",
+        "1707.06347",
+        credit="gae",
+        whitening="batch_norm",
+        objective="clip",
+        reduction="token_mean",
+        critic=("squared", {"value_clip": 0.2}),
+    ),
+    row(
+        "ppo_max",
+        "2307.04964",
+        scaling="running",
+        credit="gae",
+        whitening="batch_norm",
+        objective="clip",
+        reduction="token_mean",
+        kl=("in_reward", {"kl_coefficient": 0.01}),
+        critic=("squared", {"value_clip": 0.2}),
+    ),
+    row(
+        "vapo",
+        "2504.05118",
+        credit="length_adaptive_gae",
+        whitening="batch_norm",
+        objective=("clip", {"clip_high": 0.28}),
+        reduction="token_mean",
+        critic="squared",
+    ),
+    row(
+        "pf_ppo",
+        "2409.06957",
+        credit="gae",
+        whitening="batch_norm",
+        keep="best_worst",
+        objective="clip",
+        reduction="token_mean",
+        critic=("squared", {"value_clip": 0.2}),
+    ),
+    row(
+        "dvpo",
+        "2502.16944",
+        credit="gae",
+        whitening="batch_norm",
+        objective="clip",
+        reduction="token_mean",
+        critic="frozen",
+    ),
+    row(
+        "a2c",
+        "1602.01783",
+        credit="n_step",
+        objective="reinforce",
+        reduction="token_mean",
+        entropy="bonus",
+        critic="squared",
+    ),
+    row(
+        "impala",
+        "1802.01561",
+        credit="v_trace",
+        objective="reinforce",
+        reduction="token_mean",
+        correction="none",
+        critic="squared",
+    ),
+    row(
+        "trpo",
+        "1502.05477",
+        credit="gae",
+        whitening="batch_norm",
+        objective="kl_penalised",
+        reduction="token_mean",
+        critic="squared",
+        trust="rollback",
+    ),
+    # A group learnt as a set.
+    row(
+        "kimi",
+        "2501.12599",
+        credit="score",
+        ratio="sequence_sum",
+        objective="squared_log_ratio",
+        correction="none",
+        reduction="group_mean",
+    ),
+    row(
+        "rebel",
+        "2404.16767",
+        credit="score",
+        ratio="sequence_sum",
+        objective="rebel",
+        correction="none",
+        reduction="group_mean",
+    ),
+    *(
+        row(
+            name,
+            paper,
+            credit="score",
+            anchor="reference",
+            ratio="sequence_sum",
+            objective=objective,
+            correction="none",
+            reduction="group_mean",
         )
+        for name, paper, objective in (
+            ("copg", "2406.19185", "copg"),
+            ("agro", "2503.19612", "agro"),
+            ("online_dpo", "2402.04792", "best_worst_sigmoid"),
+            ("online_ipo", "2310.12036", "best_worst_squared"),
+        )
+    ),
+)
 
-    def as_json(self) -> dict[str, Any]:
-        """name, paper, needs and cells, as plain values."""
-        cells = {c: {"kind": cell.kind, **cell.settings} for c, cell in self.cells.items()}
-        return {"name": self.name, "paper": self.paper, "needs": dict(vars(self.needs)), "cells": cells}
-
-
-DEFAULTS = {
-    "ratio": "token",
-    "correction": "truncated_importance",
-    "kl": "none",
-    "shaping": "none",
-    "selection": "all",
-    "truncated": "train",
-}
-
-
-def row(name: str, paper: str, /, **cells: str | tuple[str, dict[str, Any]]) -> Algorithm:
-    """A row from kinds, or (kind, values) pairs; columns left out take DEFAULTS."""
-    made = {}
-    for column in CATALOGUE:
-        kind = cells.get(column, DEFAULTS.get(column, ""))
-        made[column] = Cell(column, kind) if isinstance(kind, str) else Cell(column, *kind)
-    return Algorithm(name, paper, **made)
-
-
-ALGORITHMS: dict[str, Algorithm] = {
-    entry.name: entry
-    for entry in (
-        row("reinforce", "10.1007/BF00992696", credit="group_mean", objective="reinforce", reduction="token_mean"),
-        row("rloo", "2402.14740", credit="leave_one_out", objective="reinforce", reduction="sequence_sum"),
-        row("grpo", "2402.03300", credit="group_norm", objective="clip", reduction="sequence_mean"),
-        row("dr_grpo", "2503.20783", credit="group_mean", objective="clip", reduction="constant"),
-        row(
-            "dapo",
-            "2503.14476",
-            credit="group_norm",
-            objective=("clip", {"clip_high": 0.28}),
-            reduction="token_mean",
-            shaping="overlong",
-            selection="dynamic",
-        ),
-        row(
-            "gspo",
-            "2507.18071",
-            credit="group_norm",
-            ratio="sequence",
-            objective=("clip", {"clip_low": 3e-4, "clip_high": 4e-4}),
-            reduction="sequence_mean",
-        ),
-    )
-}
-
-
-def choose(name: str, overrides: Mapping[str, Any]) -> Algorithm:
-    """The row a recipe asks for, its cells and their parameters replaced as it says.
-
-    An override is a column (`reduction: token_mean`) or a parameter of one of the row's cells (`clip_high: 0.28`).
-    Raises RecipeError with every mistake: unknown row, column, kind or parameter, and values that would be wrong.
-    """
-    if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the table has {', '.join(ALGORITHMS)}"
-        raise RecipeError([f"algorithm.name: unknown algorithm {name!r}; {hint}"])
-    chosen, mistakes = ALGORITHMS[name], []
-    for column in [key for key in overrides if key in CATALOGUE]:
-        kind = overrides[column]
-        if kind in CATALOGUE[column]:
-            chosen = _with(chosen, Cell(column, kind))
-        else:
-            mistakes.append(f"algorithm.{column}: {kind!r} is not one of {', '.join(CATALOGUE[column])}")
-    for key in [key for key in overrides if key not in CATALOGUE]:
-        owner = next((cell for cell in chosen.cells.values() if key in cell.entry.parameters), None)
-        if owner is None:
-            mistakes.append(_unknown(key, chosen, overrides[key]))
-            continue
-        wrong = _wrong_value(owner.entry.parameters[key], overrides[key])
-        refused = owner.entry.refused.get((key, str(overrides[key])))
-        if wrong or refused:
-            mistakes.append(f"algorithm.{key}: {wrong or refused} (found {overrides[key]!r})")
-            continue
-        chosen = _with(chosen, replace(owner, values={**owner.values, key: overrides[key]}))
-    if mistakes:
-        raise RecipeError(mistakes)
-    return chosen
-
-
-def _with(algorithm: Algorithm, cell: Cell) -> Algorithm:
-    cells = {**algorithm.cells, cell.column: cell}
-    return Algorithm(algorithm.name, algorithm.paper, **cells)
-
-
-def _wrong_value(parameter: Parameter, value: Any) -> str | None:
-    if parameter.choices:
-        return None if value in parameter.choices else f"must be one of {', '.join(parameter.choices)}"
-    if value is None:
-        return None if parameter.optional else "must be a number"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "must be a number"
-    if isinstance(parameter.default, int) and not isinstance(value, int):
-        return "must be a whole number"
-    return f"must be greater than {parameter.low:g}" if parameter.low is not None and value <= parameter.low else None
-
-
-def _unknown(key: str, chosen: Algorithm, value: Any) -> str:
-    """Say whose parameter an unknown key would be, or which key is near."""
-    for column, kinds in CATALOGUE.items():
-        for kind, entry in kinds.items():
-            if key in entry.parameters:
-                return (
-                    f"algorithm.{key}: belongs to {column}: {kind}, but {chosen.name} has "
-                    f"{column}: {getattr(chosen, column).kind}; set algorithm.{column}: {kind} as well, or leave it out"
-                )
-    valid = [*CATALOGUE, *(p for cell in chosen.cells.values() for p in cell.entry.parameters)]
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: name, {', '.join(valid)}"
-    return f"algorithm.{key}: unknown key (value {value!r}); {hint}"
+ALGORITHMS: dict[str, Algorithm] = {entry.name: entry for entry in ROWS}

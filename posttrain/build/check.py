@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from posttrain.algorithms.table import Algorithm, choose
+from posttrain.algorithms.choice import choose
+from posttrain.algorithms.row import Algorithm
 from posttrain.data.rows import columns_of
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.metrics.sinks import missing
 from posttrain.models.location import Location, context_length, locate
-from posttrain.recipe import Recipe
+from posttrain.recipe import Critic, Recipe, Reference
 from posttrain.rewards import VerifierSignature, signature_of
 
 Value = TypeVar("Value")
@@ -53,10 +54,14 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
         mistakes += _lengths(recipe, location)
     # Verifiers are loaded whatever is known of the data: a hub data set's columns are not.
     signatures = [attempt(partial(signature_of, r, f"rewards[{i}]")) for i, r in enumerate(recipe.rewards)]
+    if recipe.data.auxiliary:
+        attempt(partial(columns_of, recipe.data.auxiliary.data, "data.auxiliary.data"))
     for key, data in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         columns = attempt(partial(columns_of, data, key)) if data else None
         if columns is not None:
             mistakes += _columns(recipe, key, columns, signatures)
+    if algorithm:
+        mistakes += _pairwise(recipe, algorithm, signatures)
     mistakes += _machine(recipe)
     if mistakes or algorithm is None:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
@@ -64,12 +69,54 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
 
 
 def _against_row(recipe: Recipe, algorithm: Algorithm) -> list[str]:
-    size, needed = recipe.rollout.group_size, algorithm.needs.min_group
-    if size >= needed:
-        return []
-    return [
-        f"rollout.group_size: {size}, but {algorithm.name} compares the responses of a group and needs {needed} or more"
-    ]
+    size, needed, found = recipe.rollout.group_size, algorithm.needs.min_group, []
+    if size < needed:
+        found.append(
+            f"rollout.group_size: {size}, but {algorithm.name} compares the responses of a group and needs {needed} or "
+            "more"
+        )
+    if algorithm.needs.parts and len(recipe.rewards) < 2:
+        found.append(
+            f"rewards: {len(recipe.rewards)}, but credit: {algorithm.credit.kind} normalises several graders one by "
+            "one; add another, or use credit: group_norm"
+        )
+    if algorithm.credit.kind == "pass_at_k" and size <= algorithm.credit["pass_k"]:
+        found.append(
+            f"algorithm.pass_k: {algorithm.credit['pass_k']}, but a group of {size} responses has only one subset of "
+            "that size or none, so nothing would be compared; raise rollout.group_size or lower pass_k"
+        )
+    return found + _against_companions(recipe, algorithm)
+
+
+def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
+    """The critic and reference blocks must be read by the row, and be able to do what is asked of them."""
+    found, critic, reference = [], recipe.critic, recipe.reference
+    if not algorithm.needs.critic and critic != Critic():
+        found.append(f"critic: {algorithm.name} has no critic; leave the block out, or use credit: gae")
+    if not algorithm.needs.reference and reference != Reference():
+        found.append(f"reference: {algorithm.name} reads no reference policy; leave the block out, or use kl: in_loss")
+    if algorithm.critic.kind == "frozen" and (critic.path is None or critic.backbone == "shared"):
+        found.append(
+            "critic.path: missing, but critic: frozen learns nothing, so it must start from a trained value function; "
+            "give its checkpoint, or use critic: squared"
+        )
+    if algorithm.critic.kind == "frozen" and critic.warmup_steps:
+        found.append(f"critic.warmup_steps: {critic.warmup_steps}, but a frozen critic learns nothing; leave it out")
+    if critic.warmup_steps >= recipe.run.steps:
+        found.append(
+            f"critic.warmup_steps: {critic.warmup_steps}, but the run has {recipe.run.steps} steps, so the policy "
+            "would never be trained; lower it or raise run.steps"
+        )
+    if critic.backbone == "shared" and not critic.stop_gradient and critic.warmup_steps:
+        found.append(
+            f"critic.warmup_steps: {critic.warmup_steps}, but with critic.stop_gradient: false the value loss trains "
+            "the policy's own backbone, which a warm-up leaves as it is; use stop_gradient: true or no warm-up"
+        )
+    if reference.refresh != "never" and reference.policies[0].path is None and recipe.model.lora is not None:
+        found.append(
+            f"reference.refresh: {reference.refresh}, but the reference is the frozen base of model.lora; use never"
+        )
+    return found
 
 
 def _lengths(recipe: Recipe, location: Location) -> list[str]:
@@ -95,6 +142,25 @@ def _columns(recipe: Recipe, key: str, columns: list[str], signatures: Sequence[
         for name in (signature.required if signature else ())
         if name not in columns
     ]
+
+
+def _pairwise(recipe: Recipe, algorithm: Algorithm, signatures: Sequence[VerifierSignature | None]) -> list[str]:
+    """A row that learns from win rates needs graders that compare; a win rate needs somebody to win against."""
+    weighed = [s for s, r in zip(signatures, recipe.rewards, strict=True) if s is not None and r.weight]
+    found = []
+    for signature in weighed if algorithm.needs.preference else ():
+        if signature.kind != "pair":
+            found.append(
+                f"rewards: {signature.name} scores responses one by one, but credit: {algorithm.credit.kind} needs win "
+                "rates; name a function of (completion, other, **columns) that gives the probability that completion "
+                "is the better one, or use credit: group_mean"
+            )
+    if any(s.kind == "pair" for s in weighed) and recipe.data.eval and recipe.evaluation.greedy:
+        found.append(
+            "evaluation.greedy: true, but a grader that compares has nothing to say of a single response; set "
+            "evaluation.greedy: false"
+        )
+    return found
 
 
 def _machine(recipe: Recipe) -> list[str]:
@@ -127,9 +193,17 @@ def equations(recipe: Recipe, algorithm: Algorithm) -> list[str]:
         "sequences an optimiser step",
         _micro_batches(recipe, sequences / optimizer.minibatches),
     ]
-    if algorithm.selection.kind == "dynamic":
+    if "max_rounds" in algorithm.selection.settings:
         rounds = int(algorithm.selection["max_rounds"])
         lines.append(f"prompts x rounds = {prompts} x {rounds} = at most {prompts * rounds} prompts drawn for a step")
+    if algorithm.needs.critic and recipe.critic.warmup_steps:
+        warm = recipe.critic.warmup_steps
+        lines.append(f"steps - critic.warmup_steps = {run.steps} - {warm} = {run.steps - warm} steps move the policy")
+    if algorithm.kl.kind == "in_reward" and algorithm.kl["kl_estimator"] != "k1":
+        lines.append(
+            f"kl_estimator {algorithm.kl['kl_estimator']} in the reward scarcely pulls near the reference: only k1 has "
+            "the gradient of KL(policy || reference) there"
+        )
     if recipe.data.eval:
         every = run.evaluate_every or run.steps
         times = 1 + -(-run.steps // every)

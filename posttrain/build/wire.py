@@ -1,19 +1,21 @@
-"""The composition root: a checked recipe to the objects that run it. The only file that knows all the others."""
+"""The composition root: a checked recipe to the objects that run it. The only place that knows all the others."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
+from posttrain.algorithms.state import RowState, Terms
+from posttrain.build import companions
 from posttrain.build.check import Checked
+from posttrain.build.companions import Checkpoint
 from posttrain.data.chat import Chat
-from posttrain.data.sources import SourceReport, distinct, hold_out, prompts
+from posttrain.data.sources import SourceReport, distinct, groups, hold_out, prompts
 from posttrain.data.stream import PromptStream
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.evaluation import Benchmark
@@ -21,8 +23,9 @@ from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
 from posttrain.learner.backbone import prove_layout
 from posttrain.learner.layout import Layout
-from posttrain.learner.single import Computation, SingleLearner
-from posttrain.loops.learning import Updates
+from posttrain.learner.single import Companions, Computation, SingleLearner
+from posttrain.loops.auxiliary import Auxiliary
+from posttrain.loops.learning import Learning, Updates
 from posttrain.loops.online import Online
 from posttrain.metrics import RunFolder, Sink
 from posttrain.models.checkpoint import load_policy, load_tokenizer, original_head, stop_tokens
@@ -32,7 +35,7 @@ from posttrain.recipe import Recipe
 from posttrain.rewards import Grader
 from posttrain.rollout import Sampler
 from posttrain.rollout.collect import Draw
-from posttrain.types import Prompt, Sampling
+from posttrain.types import Group, Prompt, Sampling
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,8 @@ class Prompts:
     reports: dict[str, SourceReport]
     max_length: int
     """Longest prompt plus completion."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model folder with its tokenizer, where it is computed, and in what."""
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    device: str
-    dtype: torch.dtype
+    auxiliary: list[Group] = field(default_factory=list)
+    """Texts that are learnt beside the roll-outs."""
 
 
 def open_checkpoint(recipe: Recipe, folder: Path | None = None) -> Checkpoint:
@@ -84,8 +79,12 @@ def read_prompts(recipe: Recipe, checkpoint: Checkpoint) -> Prompts:
         reports["data.eval"] = replace(about, kept=len(held), duplicates=repeated)
         train, removed = hold_out(train, held)
         reports["data.train"] = replace(reports["data.train"], kept=len(train), held_out=removed)
+    texts: list[Group] = []
+    if recipe.data.auxiliary:
+        texts, about = groups(recipe.data.auxiliary.data, chat, "data.auxiliary.data", room)
+        reports["data.auxiliary"] = about
     longest = max(len(p.tokens) for p in [*train, *held]) + new
-    return Prompts(train, held, reports, min(longest, room) if room else longest)
+    return Prompts(train, held, reports, min(longest, room) if room else longest, texts)
 
 
 def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
@@ -93,26 +92,23 @@ def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
     recipe, settings = checked.recipe, checked.recipe.hardware.learner
     torch.manual_seed(recipe.run.seed)
 
-    def load(lora: bool) -> Any:
-        model = recipe.model if lora else recipe.model.model_copy(update={"lora": None})
-        checkpointing = settings.gradient_checkpointing and lora
-        return load_policy(checkpoint.folder, model, checkpoint.dtype, checkpoint.device, checkpointing)
-
-    model = load(lora=True)
+    model = load_policy(
+        checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device, settings.gradient_checkpointing
+    )
     layout: Layout = "tree" if settings.layout == "auto" else settings.layout
     if settings.layout == "auto":
         with contextlib.suppress(ModelError):
             prove_layout(model, layout)
-            return _learner(checked, checkpoint, model, layout, load)
+            return _learner(checked, checkpoint, model, layout)
         layout = "rows"
     prove_layout(model, layout)
-    return _learner(checked, checkpoint, model, layout, load)
+    return _learner(checked, checkpoint, model, layout)
 
 
-def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout, load: Any) -> SingleLearner:
+def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout) -> SingleLearner:
     recipe, optimizer = checked.recipe, checked.recipe.optimizer
-    # An adapter's reference is its own base: no second copy.
-    copied = checked.algorithm.needs.reference and recipe.model.lora is None
+    updates = recipe.run.steps * optimizer.epochs * optimizer.minibatches
+    needs = checked.algorithm.needs
     return SingleLearner(
         model,
         checkpoint.tokenizer,
@@ -122,10 +118,12 @@ def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layou
             micro_batch_tokens=recipe.hardware.learner.micro_batch_tokens,
             logit_chunk=recipe.hardware.learner.logit_chunk,
             temperature=recipe.rollout.temperature,
-            max_tokens=recipe.rollout.max_tokens,
         ),
-        total_updates=recipe.run.steps * optimizer.epochs * optimizer.minibatches,
-        reference=load(lora=False) if copied else None,
+        total_updates=updates,
+        companions=Companions(
+            references=companions.references(recipe, checkpoint) if needs.reference else None,
+            critic=companions.critic(checked, checkpoint, model, updates) if needs.critic else None,
+        ),
     )
 
 
@@ -179,18 +177,37 @@ def wired(
         rollout, optimizer = recipe.rollout, recipe.optimizer
         sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
         yield Online(
-            algorithm=checked.algorithm,
+            learning=make_learning(checked, data, [s.name for s in grader.signatures]),
             engine=Hybrid(learner, sampler),
             stream=PromptStream(data.train, recipe.run.seed),
             grader=grader,
             draw=Draw(optimizer.prompts_per_step, rollout.group_size, sampling, recipe.run.seed),
-            updates=Updates(optimizer.minibatches, optimizer.epochs, rollout.max_tokens),
             gate=ParityGate(learner, checkpoint.dtype, lambda: original_head(checkpoint.folder)),
             benchmark=make_benchmark(recipe, data.evaluation, grader),
             folder=folder,
             sinks=sinks,
             run=recipe.run,
+            reference=recipe.reference,
         )
+
+
+def make_learning(checked: Checked, data: Prompts, graders: Sequence[str]) -> Learning:
+    """The row with this run's numbers in it; `graders` are the names of the recipe's rewards."""
+    recipe, optimizer = checked.recipe, checked.recipe.optimizer
+    auxiliary = recipe.data.auxiliary
+    return Learning(
+        algorithm=checked.algorithm,
+        updates=Updates(optimizer.minibatches, optimizer.epochs, recipe.critic.warmup_steps),
+        terms=Terms(
+            max_tokens=recipe.rollout.max_tokens,
+            weights={name: reward.weight for name, reward in zip(graders, recipe.rewards, strict=True)},
+            references=companions.shares(recipe.reference),
+        ),
+        state=RowState.of(checked.algorithm),
+        auxiliary=None
+        if auxiliary is None
+        else Auxiliary(data.auxiliary, auxiliary, recipe.run.seed, recipe.run.steps),
+    )
 
 
 def newest_policy(folder: RunFolder) -> tuple[int, Path]:

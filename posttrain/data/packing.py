@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from posttrain.types import Batch, Sample
+
+OPTIONAL = ("previous", "reference", "returns", "values", "uniform")
+"""Fields of samples and batches that are there only where the algorithm asks for them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
     sequence longer than the budget has a Batch of its own.
     """
     learnt = [i for i, sample in enumerate(samples) if bool(sample.mask.any())]
-    totals = sum(int(samples[i].mask.sum()) for i in learnt), len(learnt)
+    totals = sum(int(samples[i].mask.sum()) for i in learnt), len(learnt), len({samples[i].group for i in learnt})
     rows = _rows(samples, learnt, packing)
     rows.sort(key=lambda row: (-_length(samples, row, packing), row[0]))
     waiting: list[list[int]] = []
@@ -75,7 +79,7 @@ def _said_from(sample: Sample) -> int:
 
 
 def _batch(
-    samples: Sequence[Sample], rows: Sequence[Sequence[int]], packing: Packing, totals: tuple[int, int]
+    samples: Sequence[Sample], rows: Sequence[Sequence[int]], packing: Packing, totals: tuple[int, int, int]
 ) -> Batch:
     index = [i for row in rows for i in row]
     chosen = [samples[i] for i in index]
@@ -98,9 +102,20 @@ def _batch(
         advantages=joined(lambda s: s.advantages, packing.dtype),
         lengths=lengths,
         groups=torch.tensor([s.group for s in chosen]),
+        scores=torch.tensor([s.score for s in chosen], dtype=packing.dtype),
         index=torch.tensor(index),
         total_tokens=totals[0],
         total_sequences=totals[1],
-        previous=optional("previous"),
-        reference=optional("reference"),
+        total_groups=totals[2],
+        **{name: optional(name) for name in OPTIONAL},
     )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """All micro-batches of an optimiser step as one, for formulas that see the whole step."""
+    offsets = [0, *accumulate(len(b.lengths) for b in batches)]
+    plain = ("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "index")
+    present = [name for name in OPTIONAL if getattr(batches[0], name) is not None]
+    joined: dict[str, Any] = {name: torch.cat([getattr(b, name) for b in batches]) for name in (*plain, *present)}
+    joined["segment"] = torch.cat([b.segment + offset for b, offset in zip(batches, offsets, strict=False)])
+    return replace(batches[0], **joined)

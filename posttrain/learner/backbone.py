@@ -9,7 +9,7 @@ from torch import Tensor
 
 from posttrain.errors import ModelError
 from posttrain.learner.layout import Laid, Layout, lay_out
-from posttrain.learner.logprobs import chosen_logprobs
+from posttrain.learner.logprobs import Extras, chosen_logprobs
 from posttrain.types import Batch
 
 
@@ -27,20 +27,27 @@ class Backbone:
     def hidden(self, laid: Laid) -> Tensor:
         """`[M, H]`: the hidden state that predicts each masked token."""
         device = self.head.weight.device
-        out = self.decoder(
-            input_ids=laid.input_ids.to(device),
-            position_ids=laid.position_ids.to(device),
-            attention_mask=None if laid.attention_mask is None else laid.attention_mask.to(device),
-            use_cache=False,
-        ).last_hidden_state
-        return out[laid.row.to(device), laid.column.to(device)]
+        return predictors(self.decoder, laid, device)
 
-    def chosen(self, hidden: Tensor, targets: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
-        """`[M]` log-probabilities and entropies of `targets [M]`."""
-        return chosen_logprobs(hidden, self.head.weight, targets, temperature, chunk)
+    def chosen(
+        self, hidden: Tensor, targets: Tensor, temperature: float, chunk: int, extras: Extras | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`[M]` log-probabilities of `targets [M]`, entropies, and log-probabilities averaged over the vocabulary."""
+        return chosen_logprobs(hidden, self.head.weight, targets, temperature, chunk, extras)
 
 
 @torch.no_grad()
+def predictors(decoder: Any, laid: Laid, device: torch.device) -> Tensor:
+    """`[M, H]`: a decoder's hidden states where the masked tokens are predicted."""
+    out = decoder(
+        input_ids=laid.input_ids.to(device),
+        position_ids=laid.position_ids.to(device),
+        attention_mask=None if laid.attention_mask is None else laid.attention_mask.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    return out[laid.row.to(device), laid.column.to(device)]
+
+
 def prove_layout(model: Any, layout: Layout) -> None:
     """Check on three short sequences that this model gives the same log-probabilities in `layout` as on its own.
 
@@ -61,7 +68,9 @@ def prove_layout(model: Any, layout: Layout) -> None:
     sequences = [[*prompt, *(t % vocabulary for t in tail)] for tail in ((3, 9), (14,), (6, 2, 8))]
     batch = _probe_batch(sequences, len(prompt))
     backbone = Backbone(model)
-    got, _ = backbone.chosen(backbone.hidden(lay_out(batch, layout)), batch.tokens[batch.mask].to(model.device), 1.0, 4)
+    got, *_ = backbone.chosen(
+        backbone.hidden(lay_out(batch, layout)), batch.tokens[batch.mask].to(model.device), 1.0, 4
+    )
     plain = []
     for sequence in sequences:
         ids = torch.tensor([sequence], device=model.device)
@@ -91,6 +100,7 @@ def _probe_batch(sequences: list[list[int]], prompt: int) -> Batch:
         advantages=torch.zeros(count),
         lengths=lengths,
         groups=torch.zeros(len(sequences), dtype=torch.long),
+        scores=torch.zeros(len(sequences)),
         index=torch.arange(len(sequences)),
         total_tokens=count,
         total_sequences=len(sequences),

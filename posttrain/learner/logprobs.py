@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Extras(NamedTuple):
+    """What is wanted beside log-probabilities and entropies: nothing that is not used is computed."""
+
+    entropy: bool = False
+    """A gradient through the entropies."""
+    uniform: bool = False
+    """Log-probabilities averaged over the vocabulary."""
 
 
 class _Logits:
@@ -36,15 +45,18 @@ class _ChosenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int, extras: Extras
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logits = _Logits(hidden, weight, temperature, chunk)
         logprobs = torch.empty(len(targets), dtype=logits.wide, device=hidden.device)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        uniform = torch.zeros_like(logprobs)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             table = logits(part)
             logprobs[part] = table.gather(1, targets[part, None])[:, 0]
+            if extras.uniform:
+                uniform[part] = table.mean(-1)
             largest = table.amax(-1, keepdim=True)
             # With x = logit - largest: log Z = log sum exp x, entropy = log Z - sum x exp x / Z.
             shifted = table.sub_(largest)
@@ -52,38 +64,107 @@ class _ChosenLogprobs(torch.autograd.Function):
             total = weights.sum(-1)
             entropy[part] = total.log() - weights.mul_(shifted).sum(-1) / total
             normaliser[part] = total.log() + largest[:, 0]
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
-        return logprobs.sub_(normaliser), entropy
+        ctx.save_for_backward(hidden, weight, targets, normaliser, entropy)
+        ctx.temperature, ctx.chunk, ctx.extras = temperature, chunk, extras
+        ctx.mark_non_differentiable(*((uniform,) if extras.entropy else (entropy, uniform)))
+        return logprobs.sub_(normaliser), entropy, uniform.sub_(normaliser)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+        hidden, weight, targets, normaliser, entropy = ctx.saved_tensors
         grad, logits = grads[0], _Logits(hidden, weight, ctx.temperature, ctx.chunk)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight: Tensor | None = None
+        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1])
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            slope = logits(part).sub_(normaliser[part, None]).exp_().neg_()
-            slope.scatter_add_(1, targets[part, None], torch.ones_like(targets[part, None], dtype=logits.wide))
-            slope.mul_((grad[part] / ctx.temperature)[:, None])
-            narrow = slope if slope.dtype == weight.dtype else logits.product[: len(slope)].copy_(slope)
-            grad_hidden[part] = narrow @ weight
-            if ctx.needs_input_grad[1]:
-                # Chunks add up in fp32: in bf16 the sum would depend on how many chunks there are.
-                step = (narrow.t() @ hidden[part]).to(logits.wide)
-                grad_weight = step if grad_weight is None else grad_weight.add_(step)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+            table = logits(part).sub_(normaliser[part, None])
+            # d H / d logit = -p (log p + H)
+            seek = (table + entropy[part, None]).mul_(grads[1][part, None]) if ctx.extras.entropy else None
+            slope = table.exp_().neg_()
+            if seek is not None:
+                seek.mul_(slope)
+            slope.mul_(grad[part, None])
+            slope.scatter_add_(1, targets[part, None], grad[part, None].to(slope.dtype))
+            if seek is not None:
+                slope.add_(seek)
+            gradients.add(part, slope.div_(ctx.temperature), logits.product)
+        return gradients.hidden, gradients.weight, None, None, None, None
+
+
+class _Gradients:
+    """Gradients of hidden states and head, gathered from the slopes of one chunk of logits after another."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, wants_weight: bool) -> None:
+        self.states, self.head, self.wants_weight = hidden, weight, wants_weight
+        self.hidden = torch.empty_like(hidden)
+        self._sum: Tensor | None = None
+
+    def add(self, part: slice, slope: Tensor, buffer: Tensor) -> None:
+        """`slope [chunk, V]` is d loss / d logits before the temperature; `buffer` has the head's dtype."""
+        narrow = slope if slope.dtype == self.head.dtype else buffer[: len(slope)].copy_(slope)
+        self.hidden[part] = narrow @ self.head
+        if self.wants_weight:
+            # Chunks add up in fp32: in bf16 the sum would depend on how many chunks there are.
+            step = (narrow.t() @ self.states[part]).to(slope.dtype)
+            self._sum = step if self._sum is None else self._sum.add_(step)
+
+    @property
+    def weight(self) -> Tensor | None:
+        return None if self._sum is None else self._sum.to(self.head.dtype)
+
+
+class _ExactKl(torch.autograd.Function):
+    """KL(policy || reference) over the whole vocabulary, by chunks of tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor, temperature: float, chunk: int
+    ) -> Tensor:
+        policy, reference = (
+            _Logits(hidden, weight, temperature, chunk),
+            _Logits(other, other_weight, temperature, chunk),
+        )
+        out = torch.empty(len(hidden), dtype=policy.wide, device=hidden.device)
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            table = policy(part).log_softmax(-1)
+            out[part] = (table.exp() * (table - reference(part).log_softmax(-1))).sum(-1)
+        ctx.save_for_backward(hidden, weight, other, other_weight, out)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, other, other_weight, out = ctx.saved_tensors
+        policy = _Logits(hidden, weight, ctx.temperature, ctx.chunk)
+        reference = _Logits(other, other_weight, ctx.temperature, ctx.chunk)
+        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1])
+        for start in range(0, len(hidden), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            table = policy(part).log_softmax(-1)
+            # d KL / d logit = p (log p - log q - KL)
+            slope = (table - reference(part).log_softmax(-1)).sub_(out[part, None]).mul_(table.exp())
+            gradients.add(part, slope.mul_(grads[0][part, None] / ctx.temperature), policy.product)
+        return gradients.hidden, gradients.weight, None, None, None, None
 
 
 def chosen_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int, extras: Extras | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability and entropy of the tempered policy at M positions.
 
     `hidden [M, H]` states that predict `targets [M]`, `weight [V, H]` of the output head; `temperature` divides the
-    logits, as the engine does. Returns (`[M]` log-probabilities, `[M]` entropies without gradient), in fp32 at least.
+    logits, as the engine does. Returns `[M]` log-probabilities, `[M]` entropies, and `[M]` log-probabilities averaged
+    over the vocabulary (meaningful where `extras` asks for them), in fp32 at least.
     """
-    out = _ChosenLogprobs.apply(hidden, weight, targets, temperature, chunk)
-    return out[0], out[1]
+    return _ChosenLogprobs.apply(hidden, weight, targets, temperature, chunk, extras or Extras())
+
+
+def exact_kl(
+    hidden: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor, temperature: float, chunk: int
+) -> Tensor:
+    """`[M]` KL(policy || reference) of the tempered next-token distributions, with the policy's gradient.
+
+    `hidden [M, H]` and `weight [V, H]` are the policy's, `other [M, H']` and `other_weight [V, H']` the reference's.
+    Exact for each state; how the states come about is not differentiated.
+    """
+    return _ExactKl.apply(hidden, weight, other, other_weight, temperature, chunk)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,39 +11,46 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedTokenizerBase
 
-from posttrain.algorithms.loss import batch_loss
-from posttrain.algorithms.table import Algorithm
+from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.state import Coefficients
 from posttrain.data.packing import Packing, pack
 from posttrain.errors import TrainingError
 from posttrain.learner import Policy
+from posttrain.learner.accumulate import accumulate
 from posttrain.learner.backbone import Backbone
+from posttrain.learner.critic import Critic
 from posttrain.learner.layout import Layout, lay_out
-from posttrain.learner.masters import Masters
+from posttrain.learner.logprobs import Extras, exact_kl
+from posttrain.learner.references import References
+from posttrain.learner.stepper import Stepper
 from posttrain.metrics import Report
 from posttrain.models.checkpoint import export_policy, merged_weights
 from posttrain.recipe import Optimizer
-from posttrain.types import Batch, Rollout, Sample
+from posttrain.types import Batch, Rollout, Sample, Scored
 
 
 @dataclass(frozen=True)
 class Computation:
-    """How the learner computes. The first three change speed and memory only; the last two are the roll-outs' own."""
+    """How the learner computes. The first three change speed and memory only; the last is the roll-outs' own."""
 
     layout: Layout
     micro_batch_tokens: int
     logit_chunk: int
     temperature: float
-    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Models beside the policy, where the algorithm needs them."""
+
+    references: References | None = None
+    critic: Critic | None = None
 
 
 class SingleLearner:
-    """Implements `Learner` on one CPU or GPU.
-
-    `model` is trained in the dtype it comes in. `reference` is a frozen copy, or None where an adapter's base is the
-    reference or none is needed.
-    """
+    """Implements `Learner` on one CPU or GPU. `model` is trained in the dtype it comes in."""
 
     def __init__(
         self,
@@ -54,13 +59,14 @@ class SingleLearner:
         optimizer: Optimizer,
         computation: Computation,
         total_updates: int,
-        reference: nn.Module | None = None,
+        companions: Companions | None = None,
     ) -> None:
         self.accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
         self.model: Any = self.accelerator.prepare_model(model)
         self.model.train()
-        self.reference: Any = reference.eval() if reference is not None else None
-        self.tokenizer, self.settings, self.computation = tokenizer, optimizer, computation
+        companions = companions or Companions()
+        self.references, self.critic = companions.references, companions.critic
+        self.tokenizer, self.computation = tokenizer, computation
         self.backbone = Backbone(self.model)
         self.temperature, self.dtype = computation.temperature, next(model.parameters()).dtype
         self.packing = Packing(
@@ -68,34 +74,39 @@ class SingleLearner:
             share_prompts=computation.layout == "tree",
             dtype=torch.promote_types(self.dtype, torch.float32),
         )
-        self.masters = Masters(self.model)
-        self.optimizer = torch.optim.AdamW(
-            self.masters.parameters,
-            lr=optimizer.learning_rate,
-            betas=optimizer.betas,
-            eps=optimizer.epsilon,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
-        schedule = {"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule)
-        self.scheduler = get_scheduler(schedule, self.optimizer, optimizer.warmup_steps, total_updates)
+        self.stepper = Stepper(self.model, optimizer, total_updates)
         self.version = 0
 
-    def _forward(self, batch: Batch, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        """`[M]` log-probabilities and entropies of the Batch's masked tokens."""
-        laid = lay_out(batch, self.computation.layout)
-        hidden = backbone.hidden(laid)
-        targets = batch.tokens[batch.mask].to(hidden.device)
-        return backbone.chosen(hidden, targets, self.temperature, self.computation.logit_chunk)
+    def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
+        def own(batch: Batch) -> Tensor:
+            return self._chosen(batch, self.backbone)[0]
 
-    def _scattered(self, values: Tensor, batch: Batch) -> Tensor:
-        """`[M]` values of masked tokens to `[N]`, 0 elsewhere."""
-        return torch.zeros(len(batch.tokens), dtype=values.dtype, device=values.device).masked_scatter(
-            batch.mask.to(values.device), values
-        )
+        def references(batch: Batch) -> Tensor:
+            return torch.stack([self._chosen(batch, b)[0] for b in self._references()], dim=-1)
+
+        return self._read(rollouts, own if policy == "policy" else references)
+
+    def uniform(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        return self._read(rollouts, lambda batch: self._chosen(batch, self.backbone, Extras(uniform=True))[2])
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        if self.critic is None:
+            raise TrainingError("the algorithm needs values, but the learner was built without a critic")
+        critic = self.critic
+
+        def outputs(batch: Batch) -> Tensor:
+            laid = lay_out(batch, self.computation.layout)
+            return critic.outputs(laid, None if critic.own else self.backbone.hidden(laid))
+
+        # A further token at the end, never seen by any other, is predicted by the state after the last one.
+        ended = [
+            replace(r, tokens=(*r.tokens, 0), mask=(*r.mask, True), logprobs=None, versions=None) for r in rollouts
+        ]
+        return self._read(ended, outputs)
 
     @torch.no_grad()
-    def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
+    def _read(self, rollouts: Sequence[Rollout], function: Callable[[Batch], Tensor]) -> list[Tensor]:
+        """`[M, ...]` figures of masked tokens to one `[T, ...]` tensor per rollout, without gradient."""
         # Groups are found by prompt, so that the tree layout shares it here too.
         prompts: dict[tuple[int, ...], int] = {}
         samples = []
@@ -104,13 +115,25 @@ class SingleLearner:
             prompt = rollout.tokens[: int(mask.int().argmax())]
             group = prompts.setdefault(prompt, len(prompts))
             samples.append(Sample(rollout, group, mask, torch.zeros(len(mask))))
-        out: list[Tensor] = [torch.zeros(len(r.tokens), dtype=self.packing.dtype) for r in rollouts]
-        with self._as(policy) as backbone:
-            for batch in pack(samples, self.packing):
-                values = self._scattered(self._forward(batch, backbone)[0], batch).cpu()
-                for index, part in zip(batch.index.tolist(), values.split(batch.lengths.tolist()), strict=True):
-                    out[index] = part.clone()
-        return out
+        out: dict[int, Tensor] = {}
+        shape: tuple[int, ...] = ()
+        for batch in pack(samples, self.packing):
+            values = _scattered(function(batch), batch).cpu()
+            shape = tuple(values.shape[1:])
+            for index, part in zip(batch.index.tolist(), values.split(batch.lengths.tolist()), strict=True):
+                out[index] = part.clone()
+        silent = [torch.zeros(len(r.tokens), *shape, dtype=self.packing.dtype) for r in rollouts]
+        return [out.get(i, zeros) for i, zeros in enumerate(silent)]
+
+    def _chosen(self, batch: Batch, backbone: Backbone, extras: Extras | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = backbone.hidden(lay_out(batch, self.computation.layout))
+        targets = batch.tokens[batch.mask].to(hidden.device)
+        return backbone.chosen(hidden, targets, self.temperature, self.computation.logit_chunk, extras)
+
+    def _references(self) -> Iterator[Backbone]:
+        if self.references is None:
+            raise TrainingError("the algorithm needs a reference policy, but the learner was built without one")
+        return self.references.each(self.model, self.backbone)
 
     @torch.no_grad()
     def logits(self, rollout: Rollout, dtype: torch.dtype | None = None, head: Tensor | None = None) -> Tensor:
@@ -122,82 +145,86 @@ class SingleLearner:
         weight = backbone.head.weight if head is None else head.to(backbone.head.weight)
         return (backbone.hidden(lay_out(batch, "rows")) @ weight.t()).float().cpu()
 
-    @contextlib.contextmanager
-    def _as(self, policy: Policy) -> Iterator[Backbone]:
-        """The backbone of the policy or of its reference; an adapter's reference is its base."""
-        if policy == "policy":
-            yield self.backbone
-        elif self.reference is not None:
-            yield Backbone(self.reference)
-        elif hasattr(self.model, "disable_adapter"):
-            with self.model.disable_adapter():
-                yield self.backbone
-        else:
-            raise TrainingError("the algorithm needs a reference policy, but the learner was built without one")
+    def _score(self, batch: Batch, algorithm: Algorithm) -> Scored:
+        """The forward pass of training: what the row asks for of each masked token, and no more."""
+        settings = self.computation
+        extras = Extras(entropy=algorithm.entropy.kind != "none", uniform=algorithm.needs.uniform)
+        laid = lay_out(batch, settings.layout)
+        hidden = self.backbone.hidden(laid)
+        targets = batch.tokens[batch.mask].to(hidden.device)
+        found = self.backbone.chosen(hidden, targets, self.temperature, settings.logit_chunk, extras)
+        kl = values = None
+        if algorithm.kl.kind == "in_loss" and algorithm.kl["kl_estimator"] == "exact":
+            with torch.no_grad():
+                others = [(b.hidden(laid), b.head.weight) for b in self._references()]
+            weight = self.backbone.head.weight
+            each = [exact_kl(hidden, weight, *o, self.temperature, settings.logit_chunk) for o in others]
+            kl = _scattered(torch.stack(each, dim=-1), batch).cpu()
+        if self.critic is not None and batch.returns is not None:
+            values = _scattered(self.critic.outputs(laid, hidden), batch).cpu()
+        logprobs, entropy, uniform = (_scattered(f, batch).cpu() for f in found)
+        return Scored(logprobs, entropy, kl, values, uniform if extras.uniform else None)
 
-    def accumulate(self, batch: Batch, algorithm: Algorithm) -> tuple[Report, Tensor]:
-        chosen, entropy = self._forward(batch, self.backbone)
-        logprobs = self._scattered(chosen, batch).cpu()
-        loss, report = batch_loss(algorithm, logprobs, batch, self.computation.max_tokens)
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(_non_finite(logprobs.detach(), batch))
-        self.accelerator.backward(loss)
-        count = int(batch.mask.sum())
-        # Micro-batches of an update, and the updates of a step, add up.
-        report += Report.sum("learn/loss", float(loss.detach()))
-        report += Report.mean("learn/entropy", float(entropy.double().sum()), count)
-        return report, logprobs.detach()
+    def accumulate(
+        self, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
+    ) -> tuple[Report, list[Tensor]]:
+        return accumulate(
+            lambda batch: self._score(batch, algorithm), self.accelerator.backward, batches, algorithm, coefficients
+        )
 
-    def step(self) -> Report:
-        norm = float(self.accelerator.clip_grad_norm_(self.masters.parameters, self.settings.clip_norm))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient norm of update {self.version + 1} is {norm}; the weights were left as they are. "
-                "Lower optimizer.learning_rate, or look at the step's roll-outs"
-            )
-        rate = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        self.scheduler.step()
-        self.masters.zero_grad()
-        self.masters.publish()
+    def step(self, policy: bool = True) -> Report:
+        report = Report()
+        if self.critic is not None and not self.critic.frozen:
+            norm, rate = self.critic.stepper.step()
+            report += Report.value("learn/critic_grad_norm", norm) + Report.value("learn/critic_learning_rate", rate)
+        if not policy:
+            self.stepper.discard()
+            return report
+        norm, rate = self.stepper.step()
         self.version += 1
-        return Report.value("learn/grad_norm", norm) + Report.value("learn/learning_rate", rate)
+        return report + Report.value("learn/grad_norm", norm) + Report.value("learn/learning_rate", rate)
+
+    def discard(self) -> None:
+        self.stepper.discard()
+        if self.critic is not None:
+            self.critic.stepper.discard()
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"policy": self.stepper.snapshot(), "version": self.version}
+
+    def roll_back(self, snapshot: dict[str, Any]) -> None:
+        self.stepper.load(snapshot["policy"])
+        self.version = snapshot["version"]
+
+    def refresh_reference(self, decay: float) -> None:
+        if self.references is not None:
+            self.references.refresh(self.stepper.masters, decay)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from merged_weights(self.model)
 
     def save(self, folder: Path) -> None:
         export_policy(self.model, self.tokenizer, folder / "policy")
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "version": self.version,
-            "trained": [p.detach() for p in self.masters.parameters],
-            "rng": torch.get_rng_state(),
-        }
+        state = {**self.stepper.state(), "version": self.version, "rng": torch.get_rng_state()}
+        if self.references is not None and self.references.average is not None:
+            state["reference"] = self.references.average
         torch.save(state, folder / "learner.pt")
+        if self.critic is not None:
+            self.critic.save(folder)
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
-        for parameter, value in zip(self.masters.parameters, state["trained"], strict=True):
-            parameter.copy_(value)
-        self.masters.publish()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.stepper.load(state)
         self.version = state["version"]
+        if "reference" in state and self.references is not None:
+            self.references.load(state["reference"])
+        if self.critic is not None:
+            self.critic.load(folder)
         torch.set_rng_state(state["rng"])
 
 
-def _non_finite(logprobs: Tensor, batch: Batch) -> str:
-    """Name what was not finite, and where, in a loss that was not."""
-    for name, values in (("log-probability", logprobs), ("advantage", batch.advantages), ("engine", batch.behaviour)):
-        wrong = (~torch.isfinite(values)).nonzero()[:, 0]
-        if len(wrong):
-            at = int(wrong[0])
-            sample = int(batch.index[batch.segment[at]])
-            return (
-                f"the loss is not finite: {len(wrong)} {name} values, first at token {int(batch.position[at])} "
-                f"(id {int(batch.tokens[at])}) of sample {sample}; nothing was updated"
-            )
-    return "the loss is not finite though its inputs are: lower optimizer.learning_rate; nothing was updated"
+def _scattered(values: Tensor, batch: Batch) -> Tensor:
+    """`[M, ...]` figures of masked tokens to `[N, ...]`, 0 elsewhere."""
+    at = batch.mask.nonzero()[:, 0].to(values.device)
+    out = torch.zeros(len(batch.tokens), *values.shape[1:], dtype=values.dtype, device=values.device)
+    return out.index_copy(0, at, values)

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from posttrain.algorithms.credit import assign_credit
-from posttrain.algorithms.table import Algorithm
+from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.state import RowState, Terms
 from posttrain.data.packing import pack
 from posttrain.hybrid.parity import ParityGate
 from posttrain.learner import Learner
+from posttrain.loops.auxiliary import Auxiliary
+from posttrain.loops.trust import TrustRegion
 from posttrain.metrics import Report
+from posttrain.objectives.corrections import effective_sample_size
 from posttrain.types import Annotation, Group, Sample
 
 
@@ -25,11 +29,23 @@ class Updates:
 
     minibatches: int
     epochs: int
-    max_tokens: int
+    warmup_steps: int = 0
+    """First steps in which only the critic moves."""
 
     @property
     def several(self) -> bool:
         return self.minibatches * self.epochs > 1
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What learning needs beside the learner and a step's groups."""
+
+    algorithm: Algorithm
+    updates: Updates
+    terms: Terms
+    state: RowState
+    auxiliary: Auxiliary | None = None
 
 
 @dataclass
@@ -42,34 +58,47 @@ class Learnt:
     report: Report = field(default_factory=Report)
 
 
-def learn(
-    learner: Learner,
-    algorithm: Algorithm,
-    groups: Sequence[Group],
-    updates: Updates,
-    gate: ParityGate | None,
-    step: int,
-) -> Learnt:
+def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: ParityGate | None, step: int) -> Learnt:
     """Update the weights from a step's groups. The gate, where given, is held before the first update."""
-    started = time.perf_counter()
+    started, updates, algorithm = time.perf_counter(), learning.updates, learning.algorithm
     annotations = annotate(learner, algorithm, groups, updates.several)
-    samples, report = assign_credit(algorithm, groups, annotations, updates.max_tokens)
+    samples, report = assign_credit(algorithm, groups, annotations, learning.terms, learning.state)
     out = Learnt(samples, [[] for _ in samples], report)
+    moves = step > updates.warmup_steps
+    coefficients = learning.state.coefficients(learning.terms, policy=moves)
+    trust = TrustRegion(learner, algorithm, coefficients)
     for number, part in enumerate(_parts(samples, len(groups), updates)):
         if not any(bool(samples[i].mask.any()) for i in part):
             out.report += Report.sum("learn/skipped_updates", 1)
             continue
-        for batch in pack([samples[i] for i in part], learner.packing):
-            about, logprobs = learner.accumulate(batch, algorithm)
-            out.report += about
-            for index, values in zip(batch.index.tolist(), logprobs.split(batch.lengths.tolist()), strict=True):
+        batches = list(pack([samples[i] for i in part], learner.packing))
+        about, logprobs = learner.accumulate(batches, algorithm, coefficients)
+        for batch, found in zip(batches, logprobs, strict=True):
+            for index, values in zip(batch.index.tolist(), found.split(batch.lengths.tolist()), strict=True):
                 out.updates[part[index]].append((number, values))
         if number == 0 and gate is not None:
             seen = [i for i in part if out.updates[i]]
             gate.check([samples[i].rollout for i in seen], [out.updates[i][0][1] for i in seen], step)
-        out.report += learner.step()
+        present = [(samples[i], out.updates[i][-1][1]) for i in part if out.updates[i]]
+        if number and not trust.allows(present):
+            out.report += Report.sum("learn/stopped_updates", 1)
+            break
+        out.report += about
+        if learning.auxiliary is not None and moves:
+            out.report += learning.auxiliary.accumulate(learner, step)
+        taken, about = trust.step(moves, present)
+        out.report += about
+        if not taken:
+            break
+    out.report += trust.close([(s, u[0][1]) for s, u in zip(samples, out.updates, strict=True) if u])
+    out.report += _mismatch(out)
+    out.report += learning.state.adapt(algorithm, out.report, len(samples))
+    return _timed(out, started, updates.epochs)
+
+
+def _timed(out: Learnt, started: float, epochs: int) -> Learnt:
     seconds = time.perf_counter() - started
-    tokens = sum(len(s.rollout.tokens) for s in samples) * updates.epochs
+    tokens = sum(len(s.rollout.tokens) for s in out.samples) * epochs
     out.report += Report.sum("learn/seconds", seconds) + Report.mean("learn/tokens_per_second", tokens, seconds)
     return out
 
@@ -78,14 +107,31 @@ def annotate(learner: Learner, algorithm: Algorithm, groups: Sequence[Group], se
     """What the row's needs ask the learner for, and no more: one Annotation per group."""
     rollouts = [r for group in groups for r in group.rollouts]
     needs = algorithm.needs
-    previous = learner.logprobs(rollouts) if needs.previous and several else None
-    reference = learner.logprobs(rollouts, "reference") if needs.reference else None
+    noted = {
+        "previous": learner.logprobs(rollouts) if (needs.previous and several) or needs.trainer else None,
+        "reference": learner.logprobs(rollouts, "reference") if needs.reference else None,
+        "values": learner.values(rollouts) if needs.critic else None,
+        "uniform": learner.uniform(rollouts) if needs.uniform and several else None,
+    }
     out, at = [], 0
     for group in groups:
         part = slice(at, at + len(group.rollouts))
-        out.append(Annotation(previous and previous[part], reference and reference[part]))
+        out.append(Annotation(**{name: found and found[part] for name, found in noted.items()}))
         at = part.stop
     return out
+
+
+def _mismatch(learnt: Learnt) -> Report:
+    """How far engine and trainer were apart before the step's first update, as an effective share of the tokens."""
+    gaps = []
+    for sample, updates in zip(learnt.samples, learnt.updates, strict=True):
+        if updates and updates[0][0] == 0 and sample.rollout.logprobs is not None:
+            before = sample.previous if sample.previous is not None else updates[0][1]
+            gap = before.double() - torch.tensor(sample.rollout.logprobs, dtype=torch.float64)
+            gaps.append(gap[sample.mask])
+    if not gaps or not sum(map(len, gaps)):
+        return Report()
+    return Report.value("parity/effective_sample_size", float(effective_sample_size(torch.cat(gaps).exp())))
 
 
 def _parts(samples: Sequence[Sample], groups: int, updates: Updates) -> Iterator[list[int]]:

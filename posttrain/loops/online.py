@@ -6,36 +6,37 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.algorithms.table import Algorithm
+from torch import Tensor
+
 from posttrain.data.stream import PromptStream
 from posttrain.evaluation import Benchmark, evaluate
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
 from posttrain.learner.checkpoint import restore, write_checkpoint
-from posttrain.loops.learning import Learnt, Updates, learn
+from posttrain.loops.learning import Learning, Learnt, learn
 from posttrain.metrics import Report, RunFolder
 from posttrain.metrics.records import record
 from posttrain.metrics.sinks import Sink
-from posttrain.recipe import Run
+from posttrain.recipe import Reference, Run
 from posttrain.rewards import Grader
-from posttrain.rollout.collect import Collected, Draw, collect
+from posttrain.rollout.collect import Chosen, Collected, Draw, collect
 
 
 @dataclass
 class Online:
     """The wired parts of an online run."""
 
-    algorithm: Algorithm
+    learning: Learning
     engine: Hybrid
     stream: PromptStream
     grader: Grader
     draw: Draw
-    updates: Updates
     gate: ParityGate
     benchmark: Benchmark | None
     folder: RunFolder
     sinks: Sequence[Sink]
     run: Run
+    reference: Reference
 
 
 def online(parts: Online) -> None:
@@ -47,10 +48,13 @@ def online(parts: Online) -> None:
         started = time.perf_counter()
         step += 1
         with parts.engine.generating() as sampler:
-            collected = collect(sampler, parts.stream, parts.grader, parts.algorithm, parts.draw, step)
+            chosen = Chosen(parts.learning.algorithm, parts.learning.state)
+            collected = collect(sampler, parts.stream, parts.grader, chosen, parts.draw, step)
         with parts.engine.training() as learner:
             gate = parts.gate if step == first + 1 or step % parts.run.parity_every == 0 else None
-            learnt = learn(learner, parts.algorithm, collected.groups, parts.updates, gate, step)
+            learnt = learn(learner, parts.learning, collected.groups, gate, step)
+            if parts.reference.refresh != "never" and step % parts.reference.every == 0:
+                learner.refresh_reference(parts.reference.decay if parts.reference.refresh == "average" else 0.0)
         finish_step(parts, step, collected.report + learnt.report, collected, learnt, started)
 
 
@@ -63,6 +67,9 @@ def resume(parts: Online) -> int:
         return 0
     state = restore(parts.folder.checkpoint_path(step), parts.engine.learner)
     parts.stream.restore(state["stream"])
+    parts.learning.state.restore(state["row"])
+    if parts.learning.auxiliary is not None:
+        parts.learning.auxiliary.restore(state["auxiliary"])
     return step
 
 
@@ -85,7 +92,9 @@ def finish_step(parts: Online, step: int, report: Report, collected: Collected, 
     for sink in parts.sinks:
         sink.write(step, values)
     if step and (last or (run.save_every and step % run.save_every == 0)):
-        state = {"step": step, "stream": parts.stream.state()}
+        state = {"step": step, "stream": parts.stream.state(), "row": parts.learning.state.as_json()}
+        if parts.learning.auxiliary is not None:
+            state["auxiliary"] = parts.learning.auxiliary.state()
         write_checkpoint(parts.folder, step, parts.engine.learner, state, run.keep_checkpoints)
 
 
@@ -106,6 +115,13 @@ def _learnt(learnt: Learnt, i: int) -> dict[str, object]:
         "advantages": sample.advantages.tolist(),
         "learner_logprobs": learnt.updates[i][0][1].tolist() if learnt.updates[i] else None,
         "previous_logprobs": None if sample.previous is None else sample.previous.tolist(),
-        "reference_logprobs": None if sample.reference is None else sample.reference.tolist(),
+        "reference_logprobs": None if sample.reference is None else _by_reference(sample.reference),
+        "values": None if sample.values is None else sample.values.tolist(),
+        "returns": None if sample.returns is None else sample.returns.tolist(),
         "updates": [{"update": n, "logprobs": values.tolist()} for n, values in learnt.updates[i]],
     }
+
+
+def _by_reference(logprobs: Tensor) -> list[float] | list[list[float]]:
+    """`[T, R]` to one number per token, or a list of them where there are several references."""
+    return logprobs[:, 0].tolist() if logprobs.shape[1] == 1 else logprobs.tolist()

@@ -12,8 +12,10 @@ from typing import Any
 
 from posttrain.types import Group
 
-PER_TOKEN = ("advantages", "learner_logprobs", "reference_logprobs", "previous_logprobs")
-"""What the learner adds: one number per token, prompt included, or None where it was not computed."""
+PER_TOKEN = ("advantages", "learner_logprobs", "reference_logprobs", "previous_logprobs", "values", "returns")
+"""What the learner adds: one number per token, prompt included (a list where there are several references), or None
+where it was not computed.
+"""
 
 
 def record(
@@ -43,6 +45,8 @@ def record(
         "sampling": None if rollout.sampling is None else asdict(rollout.sampling),
         "score": None if verdict.score is None else float(verdict.score),
         "status": verdict.status,
+        "steps": [list(step) for step in verdict.steps],
+        "greedy_score": None if group.greedy is None else group.greedy.score,
         "parts": {name: None if part is None else float(part) for name, part in verdict.parts.items()},
         "reason": verdict.reason,
         **_learnt(learnt, len(rollout.tokens)),
@@ -62,12 +66,12 @@ def _learnt(learnt: Mapping[str, Any] | None, length: int) -> dict[str, Any]:
     return {name: _floats(name, learnt.get(name), length) for name in PER_TOKEN} | {"updates": updates}
 
 
-def _floats(name: str, values: Any, length: int) -> list[float] | None:
-    """A tensor or sequence as floats; float32 to float64 is exact."""
+def _floats(name: str, values: Any, length: int) -> list[Any] | None:
+    """A tensor or sequence as floats, or as lists of them; float32 to float64 is exact."""
     if values is None:
         return None
     plain: Iterable[Any] = values.tolist() if hasattr(values, "tolist") else values
-    floats = [float(value) for value in plain]
+    floats = [[float(v) for v in value] if isinstance(value, list) else float(value) for value in plain]
     if len(floats) != length:
         raise ValueError(f"{name} has {len(floats)} entries for {length} tokens")
     return floats

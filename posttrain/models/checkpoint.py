@@ -11,7 +11,14 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from posttrain.errors import ModelError
 from posttrain.recipe import Lora, Model
@@ -37,6 +44,39 @@ def load_policy(folder: Path, settings: Model, dtype: torch.dtype, device: str, 
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return with_adapters(model, settings.lora, checkpointing) if settings.lora else model
+
+
+def load_scorer(folder: Path, outputs: int, dtype: torch.dtype, device: str, trust_remote_code: bool = False) -> Any:
+    """A sequence classifier with `outputs` scores per state: a reward model or critic with its head, or any other
+    model with a head of zeros, so that it starts by saying 0 of everything.
+
+    Raises ModelError for a head of another size, or a checkpoint that does not fill the backbone.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    has_head = any("SequenceClassification" in name for name in config.architectures or ())
+    if has_head and config.num_labels != outputs:
+        raise ModelError(
+            f"critic.path: {str(folder)!r} has a head of {config.num_labels} outputs, but the algorithm's critic reads "
+            f"{outputs}; use another checkpoint, or set algorithm.value_bins"
+        )
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        dtype=dtype,
+        num_labels=outputs,
+        attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
+    if not isinstance(getattr(model, "score", None), nn.Linear) or model.score.bias is not None:
+        raise ModelError(f"critic.path: {type(model).__name__} has no plain linear head `score`")
+    missing = [name for name in info["missing_keys"] if not name.startswith("score.")]
+    if missing or info["mismatched_keys"]:
+        raise ModelError(f"critic.path: {str(folder)!r} does not fill the model: {', '.join(map(str, missing[:3]))}")
+    if not has_head:
+        nn.init.zeros_(model.score.weight)
+    # A sequence is never read at its padding here.
+    model.config.pad_token_id = model.config.pad_token_id or 0
+    return without_dropout(model).to(device)
 
 
 def without_dropout(model: Any) -> Any:

@@ -37,3 +37,8 @@ def constant(
 ) -> Tensor:
     """`[N]` to `[]`: sum over tokens / (length x responses); no length bias (Dr. GRPO, 2503.20783)."""
     return (loss * mask.to(loss.dtype)).sum() / (constant_length * max(total_sequences, 1))
+
+
+def group_mean(loss: Tensor, total_groups: int) -> Tensor:
+    """`[K]` losses of whole groups to `[]`: every group of the step weighs the same."""
+    return loss.sum() / max(total_groups, 1)

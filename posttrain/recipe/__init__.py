@@ -2,6 +2,7 @@
 
 from posttrain.recipe.blocks import (
     AlgorithmChoice,
+    Auxiliary,
     Data,
     Evaluation,
     FileSource,
@@ -9,8 +10,6 @@ from posttrain.recipe.blocks import (
     Hardware,
     HubSource,
     Learner,
-    Lora,
-    Model,
     Optimizer,
     ReasoningGymSource,
     Recipe,
@@ -21,9 +20,12 @@ from posttrain.recipe.blocks import (
     Source,
 )
 from posttrain.recipe.load import dump, load, parse
+from posttrain.recipe.policies import Critic, Lora, Model, Reference, ReferencePolicy
 
 __all__ = [
     "AlgorithmChoice",
+    "Auxiliary",
+    "Critic",
     "Data",
     "Evaluation",
     "FileSource",
@@ -36,6 +38,8 @@ __all__ = [
     "Optimizer",
     "ReasoningGymSource",
     "Recipe",
+    "Reference",
+    "ReferencePolicy",
     "Reward",
     "Rollout",
     "Run",

@@ -1,39 +1,13 @@
-"""Every block of a recipe: at most twelve fields each, frozen, unknown keys refused, every default visible."""
+"""The blocks of a recipe: at most twelve fields each, frozen, unknown keys refused, every default visible."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-
-class Block(BaseModel):
-    """A part of a recipe. Values cannot change once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-
-
-class Lora(Block):
-    """Train low-rank adapters instead of all weights (2106.09685)."""
-
-    rank: PositiveInt = 16
-    alpha: float = Field(32.0, gt=0)
-    """The adapter's output is scaled by alpha / rank."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Module names that get an adapter."""
-
-
-class Model(Block):
-    """The checkpoint that is trained."""
-
-    path: str
-    """A hub id, a folder, a .gguf file, or pkg://package/file for a file inside an installed Python package."""
-    revision: str | None = None
-    trust_remote_code: bool = False
-    max_length: PositiveInt | None = None
-    """Longest prompt plus completion in tokens; the model's own limit where empty."""
-    lora: Lora | None = None
+from posttrain.recipe.policies import Block, Critic, Model, Reference
 
 
 class AlgorithmChoice(Block):
@@ -56,7 +30,7 @@ class SourceFields(Block):
     """A template over the row's columns, as in "{question} Answer with a number."; the usual columns otherwise."""
     system: str | None = None
     """A system message put before the prompt."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Names that verifiers expect, mapped to the data set's own: {answer: solution}."""
     limit: PositiveInt | None = None
     """Keep the first so many rows."""
@@ -69,7 +43,7 @@ class ReasoningGymSource(SourceFields):
     task: str
     size: PositiveInt = 1000
     seed: int = 0
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field({})
     """The task's own settings."""
 
 
@@ -94,11 +68,24 @@ class HubSource(SourceFields):
 Source = Annotated[ReasoningGymSource | FileSource | HubSource, Field(discriminator="source")]
 
 
+class Auxiliary(Block):
+    """Texts learnt beside the roll-outs, in the same optimiser steps: the pretraining mix of RLHF (2203.02155)."""
+
+    data: Source
+    """Rows with a completion or messages; what the assistant says is learnt."""
+    coefficient: float = Field(0.1, ge=0)
+    """Weight of their mean negative log-likelihood per token."""
+    final_coefficient: float | None = Field(None, ge=0)
+    """The weight at the last step, reached linearly; constant where empty."""
+    examples_per_update: PositiveInt = 8
+
+
 class Data(Block):
     """Where prompts come from. Prompts that also stand in `eval` are taken out of `train` and counted."""
 
     train: Source
     eval: Source | None = None
+    auxiliary: Auxiliary | None = None
     max_prompt_tokens: PositiveInt | None = None
     """Longer prompts are reported and skipped; what the model's length leaves beside the completion where empty."""
 
@@ -111,7 +98,7 @@ class Reward(Block):
     weight: float = 1.0
     name: str | None = None
     """How metrics call it; the verifier's own name where empty."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     """Keyword arguments of the verifier's class."""
 
 
@@ -237,6 +224,8 @@ class Recipe(Block):
     grading: Grading = Grading()
     evaluation: Evaluation = Evaluation()
     hardware: Hardware = Hardware()
+    critic: Critic = Critic()
+    reference: Reference = Reference()
 
     @field_validator("model", mode="before")
     @classmethod

@@ -124,9 +124,12 @@ class Grader:
         jobs = []
         for i, signature in enumerate(self.signatures):
             label = f"{signature.name} on prompt {prompt.id!r}"
-            calls: list[tuple[tuple[str, ...], dict[str, Any], tuple[int, ...]]]
+            calls: list[tuple[tuple[Any, ...], dict[str, Any], tuple[int, ...]]]
             if signature.kind == "group":
                 calls = [((), _group_arguments(signature, prompt, rollouts), tuple(range(len(rollouts))))]
+            elif signature.kind == "pair":
+                texts = tuple(rollout.text for rollout in rollouts)
+                calls = [((texts,), _columns(signature, prompt), tuple(range(len(rollouts))))]
             else:
                 columns = _columns(signature, prompt)
                 calls = [((rollout.text,), columns, (k,)) for k, rollout in enumerate(rollouts)]
@@ -140,7 +143,7 @@ class Grader:
 
     def _settle(self, job: _Job) -> list[Part]:
         """A job's parts, one per member; failures after the retries are parts too, so no call is lost."""
-        count = len(job.members) if self.signatures[job.reward].kind == "group" else None
+        count = None if self.signatures[job.reward].kind == "item" else len(job.members)
         limit = self.grading.timeout * len(job.members)
         answer: list[Part] | str = ""
         for _ in range(1 + self.grading.retries):

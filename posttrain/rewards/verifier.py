@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from posttrain.errors import RecipeError
 from posttrain.recipe import Reward
+from posttrain.rewards.pairwise import OTHER
 from posttrain.types import Verdict
 
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
@@ -30,10 +31,12 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VerifierSignature:
-    """What a verifier is called with. `group` verifiers (TRL's) see all completions of one prompt at once."""
+    """What a verifier is called with. `group` verifiers (TRL's) see all completions of one prompt at once,
+    `pair` verifiers two of them.
+    """
 
     name: str
-    kind: Literal["item", "group"]
+    kind: Literal["item", "group", "pair"]
     required: tuple[str, ...]
     """Columns without which it cannot be called."""
     optional: tuple[str, ...]
@@ -114,18 +117,21 @@ def signature_of(reward: Reward, key: str = "reward") -> VerifierSignature:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     name = reward.name or reward.verifier.rpartition(":")[2]
+    pair = len(named) > 1 and named[1].name == OTHER and named[1].kind is not named[1].KEYWORD_ONLY
     group = any(p.name in ("completions", "completion_ids") for p in named)
     if group:
         hooks = [p.name for p in named if p.name in TRL_HOOKS and p.default is p.empty]
         arguments = [n for n in TRL_ARGUMENTS if takes_all or n in {p.name for p in named}] + hooks
         columns = [p for p in named if p.name not in TRL_ARGUMENTS + TRL_HOOKS]
+    elif pair:
+        arguments, columns = [p.name for p in named[:2]], named[2:]
     elif named and named[0].kind is not named[0].KEYWORD_ONLY:
         arguments, columns = [named[0].name], named[1:]
     else:
         raise RecipeError([f"{key}.verifier: {reward.verifier} takes no completion as its first parameter"])
     return VerifierSignature(
         name=name,
-        kind="group" if group else "item",
+        kind="group" if group else "pair" if pair else "item",
         required=tuple(p.name for p in columns if p.default is p.empty),
         optional=tuple(p.name for p in columns if p.default is not p.empty),
         takes_all=takes_all,

@@ -20,7 +20,8 @@ from typing import Any, Literal
 from pebble import ProcessExpired, ProcessPool
 
 from posttrain.recipe import Reward
-from posttrain.rewards.verifier import load_verifier
+from posttrain.rewards.pairwise import WinRates
+from posttrain.rewards.verifier import load_verifier, signature_of
 from posttrain.types import Status, Verdict
 
 START_LIMIT = 120.0
@@ -51,8 +52,10 @@ def _start_worker(rewards: Sequence[Reward]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT if hard < 0 else min(MEMORY_LIMIT, hard), hard))
     try:
         for i, reward in enumerate(rewards):
-            _loaded.append(load_verifier(reward, f"rewards[{i}]"))
-            getattr(_loaded[-1], "prepare", lambda: None)()
+            verifier = load_verifier(reward, f"rewards[{i}]")
+            pair = signature_of(reward, f"rewards[{i}]").kind == "pair"
+            _loaded.append(WinRates(verifier) if pair else verifier)
+            getattr(verifier, "prepare", lambda: None)()
     except BaseException as error:
         _broken.append(f"rewards[{len(_loaded) - 1}]: {type(error).__name__}: {error}")
 

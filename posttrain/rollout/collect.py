@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from posttrain.algorithms.credit import informative
-from posttrain.algorithms.table import Algorithm
+from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.selection import asks_for, informative, note_spread, rounds
+from posttrain.algorithms.state import RowState
 from posttrain.data.stream import PromptStream
 from posttrain.errors import TrainingError
 from posttrain.metrics import Report
 from posttrain.rewards import Grader
 from posttrain.rollout import Request, Sampler, request_seed
-from posttrain.types import Group, Prompt, Rollout, Sampling
+from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Draw:
     seed: int
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The row that says which groups are worth learning from, with what it remembers of earlier steps."""
+
+    algorithm: Algorithm
+    state: RowState
+
+
 @dataclass
 class Collected:
     """A step's roll-outs: `groups` are learnt from, `dropped` were drawn and graded but teach nothing."""
@@ -36,34 +45,64 @@ class Collected:
     report: Report = field(default_factory=Report)
 
 
-def collect(
-    sampler: Sampler, stream: PromptStream, grader: Grader, algorithm: Algorithm, draw: Draw, step: int
-) -> Collected:
-    """One step's groups. Under dynamic selection, groups whose responses all score the same are replaced by fresh
-    ones until there are enough or the row's rounds are used up.
+def collect(sampler: Sampler, stream: PromptStream, grader: Grader, chosen: Chosen, draw: Draw, step: int) -> Collected:
+    """One step's groups. Under a selection with rounds, what cannot be learnt from is replaced by fresh draws until
+    there is enough or the rounds are used up.
 
     Raises TrainingError, with the pass rates seen, when no group at all can be learnt from.
     """
-    out = Collected()
-    dynamic = algorithm.selection.kind == "dynamic"
-    rounds = int(algorithm.selection["max_rounds"]) if dynamic else 1
-    for number in range(1, rounds + 1):
-        wanted = draw.prompts - len(out.groups)
-        groups, report = draw_groups(sampler, stream.take(wanted), grader, draw, ("train", step))
+    out, algorithm, drawn = Collected(), chosen.algorithm, 0
+    for number in range(1, rounds(algorithm) + 1):
+        prompts = stream.take(draw.prompts - len(out.groups))
+        greedy: list[Verdict | None] = [None] * len(prompts)
+        if algorithm.needs.greedy:
+            prompts, greedy = _worth_sampling(sampler, grader, algorithm, draw, prompts, out)
+        drawn += len(prompts)
+        groups, report = draw_groups(sampler, prompts, grader, draw, ("train", step))
         out.report += report + Report.mean("rollout/rounds", 1.0, 1 if number == 1 else 0)
-        for group in groups:
-            keep = not dynamic or informative(algorithm, group)
-            (out.groups if keep else out.dropped).append(group)
+        for group, verdict in zip(groups, greedy, strict=True):
+            keep = algorithm.selection.kind == "all" or informative(algorithm, group, chosen.state)
+            (out.groups if keep else out.dropped).append(replace(group, greedy=verdict))
         if len(out.groups) == draw.prompts:
             break
+    note_spread(algorithm, [*out.groups, *out.dropped], chosen.state)
     if not out.groups:
-        raise TrainingError(
-            f"step {step}: none of {len(out.dropped)} groups in {rounds} rounds had responses of different scores, so "
-            f"there is nothing to learn; mean scores seen: {_histogram(out.dropped)}. Use easier or harder prompts, a "
-            "larger rollout.group_size, or algorithm.selection: all"
-        )
+        raise TrainingError(_starved(algorithm, out, drawn, step))
     out.report += Report.mean("rollout/dropped_groups", len(out.dropped), 1)
     return out
+
+
+def _starved(algorithm: Algorithm, out: Collected, drawn: int, step: int) -> str:
+    """Why a step has nothing to learn from, and what helps."""
+    tries = rounds(algorithm)
+    if not drawn:
+        return (
+            f"step {step}: every prompt of {tries} rounds had a greedy answer that was right already, so there is "
+            "nothing to learn. Use harder prompts, or algorithm.selection: all"
+        )
+    return (
+        f"step {step}: none of {len(out.dropped)} groups in {tries} rounds had responses of different scores, so "
+        f"there is nothing to learn; mean scores seen: {_histogram(out.dropped)}. Use easier or harder prompts, a "
+        "larger rollout.group_size, or algorithm.selection: all"
+    )
+
+
+def _worth_sampling(
+    sampler: Sampler, grader: Grader, algorithm: Algorithm, draw: Draw, prompts: Sequence[Prompt], out: Collected
+) -> tuple[list[Prompt], list[Verdict | None]]:
+    """The prompts that the row wants sampled, with the verdict on a greedy response to each."""
+    single = Draw(len(prompts), 1, replace(draw.sampling, temperature=0.0), draw.seed)
+    groups, report = draw_groups(sampler, prompts, grader, single, ("baseline", 0))
+    verdicts = [group.verdicts[0] for group in groups]
+    wanted = [asks_for(algorithm, verdict) for verdict in verdicts]
+    scores = [v.score for v in verdicts if v.score is not None]
+    spent = {"rollout/seconds", "rollout/tokens_per_second", "rollout/tokens", "grade/seconds"}
+    out.report += Report({name: entry for name, entry in report.entries.items() if name in spent})
+    out.report += Report.mean("rollout/greedy_score", sum(scores), len(scores))
+    out.report += Report.mean("rollout/greedy_ungraded", len(verdicts) - len(scores), len(verdicts))
+    out.report += Report.mean("rollout/greedy_skipped", len(wanted) - sum(wanted), len(wanted))
+    kept = [(p, v) for p, v, wants in zip(prompts, verdicts, wanted, strict=True) if wants]
+    return [p for p, _ in kept], [v for _, v in kept]
 
 
 def draw_groups(

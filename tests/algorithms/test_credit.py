@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from posttrain.algorithms.choice import choose
 from posttrain.algorithms.credit import assign_credit, informative
-from posttrain.algorithms.table import ALGORITHMS, choose
+from posttrain.algorithms.table import ALGORITHMS
 from posttrain.types import Annotation, Group, Rollout, Verdict
 from tests.tiny import prompt
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from posttrain.algorithms.cells import CATALOGUE
-from posttrain.algorithms.table import ALGORITHMS, Algorithm, choose
+from posttrain.algorithms.catalogue import CATALOGUE
+from posttrain.algorithms.choice import choose
+from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import Packing, pack
 from posttrain.learner.layout import Layout
 from posttrain.learner.single import SingleLearner

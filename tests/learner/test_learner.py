@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
-from posttrain.algorithms.table import ALGORITHMS, choose
+from posttrain.algorithms.choice import choose
+from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import pack
 from posttrain.errors import ModelError, TrainingError
 from posttrain.learner.backbone import prove_layout

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.algorithms.table import Algorithm, choose
+from posttrain.algorithms.choice import choose
+from posttrain.algorithms.row import Algorithm
 from posttrain.metrics import RunFolder
 from tests.runs import metrics, prepare, run
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from posttrain.algorithms.table import choose
+from posttrain.algorithms.choice import choose
 from posttrain.data.stream import PromptStream
 from posttrain.errors import TrainingError
 from posttrain.recipe import Grading, Reward

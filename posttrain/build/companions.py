@@ -1,0 +1,70 @@
+"""Models beside the policy: references and the critic, from the recipe's blocks of these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.build.check import Checked
+from posttrain.errors import ModelError
+from posttrain.learner.critic import Critic
+from posttrain.learner.references import References
+from posttrain.models.checkpoint import load_policy, load_scorer
+from posttrain.models.gguf import checkpoint_folder
+from posttrain.recipe import Recipe, Reference
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder with its tokenizer, where it is computed, and in what."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+    dtype: torch.dtype
+
+
+def shares(reference: Reference) -> tuple[float, ...]:
+    """Parts of the reference policies, adding up to 1."""
+    total = sum(p.share for p in reference.policies)
+    return tuple(p.share / total for p in reference.policies)
+
+
+def references(recipe: Recipe, checkpoint: Checkpoint) -> References:
+    """Every reference policy, frozen. An adapter's own base needs no second copy. Raises ModelError."""
+    plain = recipe.model.model_copy(update={"lora": None})
+    models: list[nn.Module | None] = []
+    for i, policy in enumerate(recipe.reference.policies):
+        if policy.path is None and recipe.model.lora is not None:
+            models.append(None)
+            continue
+        key = f"reference.policies[{i}].path"
+        folder = checkpoint.folder if policy.path is None else checkpoint_folder(policy.path, policy.revision, key)
+        model = load_policy(folder, plain, checkpoint.dtype, checkpoint.device)
+        size, own = model.get_input_embeddings().num_embeddings, len(checkpoint.tokenizer)
+        if size < own:
+            raise ModelError(f"{key}: {policy.path!r} knows {size} tokens, but the policy's tokenizer has {own}")
+        models.append(model)
+    return References(models)
+
+
+def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int) -> Critic:
+    """The value function of the recipe's `critic` block with the outputs that the row's cell reads."""
+    recipe, settings = checked.recipe, checked.recipe.critic
+    outputs = int(checked.algorithm.critic.settings.get("value_bins", 1))
+    frozen = checked.algorithm.critic.kind == "frozen"
+    if settings.backbone == "shared":
+        width = policy.get_output_embeddings().weight.shape[1]
+        head = nn.Linear(width, outputs, bias=False, device=checkpoint.device)
+        nn.init.zeros_(head.weight)
+        return Critic(head, settings, recipe.optimizer, updates)
+    folder = checkpoint.folder
+    if settings.path is not None:
+        folder = checkpoint_folder(settings.path, settings.revision, "critic.path")
+    model = load_scorer(folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code)
+    return Critic(model, settings, recipe.optimizer, updates, frozen)

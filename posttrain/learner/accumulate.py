@@ -1,0 +1,100 @@
+"""Micro-batches to accumulated gradients, the same whatever the cut, for losses of tokens and of whole updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from posttrain.algorithms.loss import batch_loss
+from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.state import Coefficients
+from posttrain.data.packing import join
+from posttrain.errors import TrainingError
+from posttrain.metrics import Report
+from posttrain.types import Batch, Scored
+
+Score = Callable[[Batch], Scored]
+"""The learner's forward pass, with gradient."""
+Backward = Callable[[Tensor], None]
+"""Adds the gradient of a scalar."""
+
+
+def accumulate(
+    score: Score, backward: Backward, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
+) -> tuple[Report, list[Tensor]]:
+    """Add the gradient of one optimiser step's loss over all its micro-batches.
+
+    Returns what to report and the `[N]` log-probabilities of each micro-batch. An objective that sees the whole update
+    at once takes two passes: first everything without gradient, then the loss and its slope at every token, then each
+    micro-batch again with these slopes as coefficients. Raises TrainingError for a loss that is not finite.
+    """
+    if algorithm.whole and len(batches) > 1:
+        return _in_two_passes(score, backward, batches, algorithm, coefficients)
+    report, logprobs = Report(), []
+    for batch in batches:
+        scored = score(batch)
+        loss, about = batch_loss(algorithm, scored, batch, coefficients)
+        _require_finite(loss, scored, batch)
+        backward(loss)
+        report += about + _about(loss, scored, batch)
+        logprobs.append(scored.logprobs.detach())
+    return report, logprobs
+
+
+def _in_two_passes(
+    score: Score, backward: Backward, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
+) -> tuple[Report, list[Tensor]]:
+    with torch.no_grad():
+        first = [score(batch) for batch in batches]
+    whole, together = join(batches), _joined(first)
+    loss, report = batch_loss(algorithm, together, whole, coefficients)
+    _require_finite(loss, together, whole)
+    report += _about(loss, together, whole)
+    leaves = {name: leaf for name, leaf in _tensors(together).items() if leaf.requires_grad}
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    sizes = [len(b.tokens) for b in batches]
+    slopes = {n: g.split(sizes) for n, g in zip(leaves, found, strict=True) if g is not None}
+    for i, batch in enumerate(batches):
+        again = _tensors(score(batch))
+        backward(torch.stack([(again[name] * parts[i]).sum() for name, parts in slopes.items()]).sum())
+    return report, [one.logprobs for one in first]
+
+
+def _tensors(scored: Scored) -> dict[str, Tensor]:
+    return {f.name: value for f in fields(Scored) if (value := getattr(scored, f.name)) is not None}
+
+
+def _joined(parts: Sequence[Scored]) -> Scored:
+    """What was said of all micro-batches as one, as leaves of a new graph."""
+    joined = {name: torch.cat([_tensors(p)[name] for p in parts]) for name in _tensors(parts[0])}
+    return Scored(**{n: v if n == "uniform" else v.requires_grad_() for n, v in joined.items()})
+
+
+def _about(loss: Tensor, scored: Scored, batch: Batch) -> Report:
+    # Micro-batches of an update, and the updates of a step, add up.
+    entropy = float(scored.entropy.detach()[batch.mask].double().sum())
+    return Report.sum("learn/loss", float(loss.detach())) + Report.mean("learn/entropy", entropy, int(batch.mask.sum()))
+
+
+def _require_finite(loss: Tensor, scored: Scored, batch: Batch) -> None:
+    """Name what was not finite, and where, in a loss that was not."""
+    if bool(torch.isfinite(loss)):
+        return
+    named = {"log-probability": scored.logprobs, "advantage": batch.advantages, "engine": batch.behaviour}
+    if scored.values is not None:
+        named["value"] = scored.values.sum(-1)
+    for name, values in named.items():
+        wrong = (~torch.isfinite(values)).nonzero()[:, 0]
+        if len(wrong):
+            at = int(wrong[0])
+            sample = int(batch.index[batch.segment[at]])
+            raise TrainingError(
+                f"the loss is not finite: {len(wrong)} {name} values, first at token {int(batch.position[at])} "
+                f"(id {int(batch.tokens[at])}) of sample {sample}; nothing was updated"
+            )
+    raise TrainingError(
+        "the loss is not finite though its inputs are: lower optimizer.learning_rate; nothing was updated"
+    )
