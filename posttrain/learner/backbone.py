@@ -36,7 +36,6 @@ class Backbone:
         return chosen_logprobs(hidden, self.head.weight, targets, temperature, chunk, extras)
 
 
-@torch.no_grad()
 def predictors(decoder: Any, laid: Laid, device: torch.device) -> Tensor:
     """`[M, H]`: a decoder's hidden states where the masked tokens are predicted."""
     out = decoder(
@@ -48,6 +47,7 @@ def predictors(decoder: Any, laid: Laid, device: torch.device) -> Tensor:
     return out[laid.row.to(device), laid.column.to(device)]
 
 
+@torch.no_grad()
 def prove_layout(model: Any, layout: Layout) -> None:
     """Check on three short sequences that this model gives the same log-probabilities in `layout` as on its own.
 
