@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: install demo test prove lint lock clean
+.PHONY: install demo test prove lint docs lock clean
 
 install: .venv/installed
 
@@ -35,6 +35,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy --no-incremental
+
+# The page of the table; a test fails where it is out of date.
+docs: install
+	mkdir -p docs
+	$(BIN)/posttrain algorithms --markdown > docs/algorithms.md
 
 # Resolve requirements/cpu.in anew and write the pins down.
 lock:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain import __version__
+from posttrain.algorithms.describe import find, markdown, overview, page
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.build.check import Checked, check
 from posttrain.errors import PosttrainError
@@ -103,17 +104,31 @@ def inspect(
 
 
 @app.command()
-def algorithms(as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False) -> None:
-    """Print the table of algorithms: each row's paper, needs and cells."""
+def algorithms(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One row: its formulas, and every line that changes it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the table, or the row.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/algorithms.md.")] = False,
+) -> None:
+    """Print the table of algorithms, or one of its rows."""
+    if as_markdown and (name or as_json):
+        raise PosttrainError("--markdown prints the whole page; leave NAME and --json out")
+    row = find(name) if name else None
     if as_json:
-        print(json.dumps([row.as_json() for row in ALGORITHMS.values()], indent=1))
-        return
-    table = Table("name", "paper", "needs", "cells", title="algorithms", show_lines=True)
-    for row in ALGORITHMS.values():
-        needs = ", ".join(f"{k}={v}" if k == "min_group" else k for k, v in vars(row.needs).items() if v)
-        cells = "\n".join(f"{column}: {escape(str(cell))}" for column, cell in row.cells.items())
-        table.add_row(row.name, row.paper, needs, cells)
-    console.print(table)
+        print(json.dumps(row.as_json() if row else [r.as_json() for r in ALGORITHMS.values()], indent=1))
+    elif as_markdown:
+        print(markdown(), end="")
+    elif row:
+        for section in page(row):
+            console.print(f"[bold]{escape(section.heading)}[/bold]", highlight=False)
+            for line in section.lines:
+                console.print(f"  {escape(line)}", highlight=False)
+    else:
+        table = Table("name", "paper", "what makes it", "needs", box=None, pad_edge=False)
+        for line in overview():
+            table.add_row(*map(escape, line))
+        console.print(table)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,63 @@ from torch import Tensor
 from posttrain.algorithms.catalogue import CATALOGUE
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.state import Coefficients, RowState, Terms
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import Packing, pack
-from posttrain.learner.layout import Layout
+from posttrain.learner.references import References
 from posttrain.learner.single import SingleLearner
+from posttrain.models.checkpoint import load_policy
+from posttrain.recipe import Critic, Model
 from posttrain.types import Sample
-from tests.tiny import samples, tiny_folder, tiny_learner
+from tests.algorithms.slow import Slow, slow_loss
+from tests.tiny import randomise, samples, tiny_folder, tiny_learner
 
-MAX_TOKENS = 12
+LAYOUTS = ("rows", "tree", "packed")
+BUDGETS = (1, 24, 10**9)
+TERMS = Terms(max_tokens=12, references=(0.25, 0.75))
+OTHER_REDUCTIONS = [
+    (name, reduction)
+    for name, row in ALGORITHMS.items()
+    for reduction, entry in CATALOGUE["reduction"].items()
+    if (entry.level == "set") == (row.objective.entry.level == "set") and reduction != row.reduction.kind
+]
+BITING = [
+    # Objectives that no row has, and bounds so tight that tokens lie on both sides of them.
+    ("grpo", {"objective": "dual_clip", "dual_clip": 1.05}),
+    ("gspo", {"clip_low": 0.05, "clip_high": 0.05}),
+    ("gmpo", {"clip_low": 0.1, "clip_high": 0.1}),
+    ("dppo_tv", {"divergence": 2e-3}),
+    ("dppo_kl", {"divergence": 1e-4}),
+    ("cispo", {"clip_low": 0.1, "clip_high": 0.1}),
+    ("rapid", {"weight_cap": 0.9}),
+    ("pipeline_rl", {"weight_cap": 0.9}),
+    ("m2po", {"second_moment_budget": 0.01}),
+    ("clip_cov", {"cov_fraction": 0.3, "cov_low": -1.0, "cov_high": 1.0}),
+    ("kl_cov", {"cov_fraction": 0.3}),
+    ("rec", {"clip_low": 0.05, "clip_high": 0.05}),
+    ("discovered", {"drift_alpha": 0.1, "drift_beta": 0.1}),
+    ("kimi", {"ratio": "sequence"}),
+    ("ppo", {"value_clip": 0.01}),
+]
+CORRECTED = [
+    *(("grpo", {"correction": kind}) for kind in CATALOGUE["correction"]),
+    *(("gspo", {"correction": kind, "importance_cap": 1.1}) for kind in ("sequence_truncated", "sequence_masked")),
+    ("cispo", {"correction": "two_sided_mask", "importance_low": 0.8, "importance_high": 1.2}),
+    ("dr_grpo", {"correction": "geometric_mask", "geometric_low": 0.9, "geometric_high": 1.1}),
+]
+PENALISED = [
+    *(("grpo", {"kl": "in_loss", "kl_estimator": kind, "kl_coefficient": 0.3}) for kind in ("k2", "k3", "exact")),
+    *(("rebel", {"kl": "in_loss", "kl_estimator": kind, "kl_coefficient": 0.3}) for kind in ("k3", "exact")),
+    ("m2po", {"kl": "in_loss", "kl_estimator": "exact", "kl_coefficient": 0.3, "entropy": "bonus"}),
+    ("dr_grpo", {"entropy": "bonus", "entropy_coefficient": 0.4}),
+    ("copg", {"entropy": "adaptive"}),
+    ("gspo", {"trust": "penalty", "trust_coefficient": 0.7}),
+    ("grpo", {"anchor": "behaviour", "correction": "none"}),
+    ("dapo", {"anchor": "reference"}),
+    ("gspo", {"anchor": "reference"}),
+    ("rebel", {"anchor": "behaviour"}),
+    ("ppo", {"value_coefficient": 0.3, "kl": "in_loss", "kl_estimator": "exact"}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,133 +77,209 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
+def learner_over(folder: Path, layout: str, critic: Critic, bins: int = 1) -> SingleLearner:
+    """A tempered policy with two references that are not the policy, and a critic."""
+    learner = tiny_learner(folder, torch.float64, layout, temperature=0.8, critic=critic, bins=bins)
+    learner.critic.head.double()
+    others = [load_policy(folder, Model(path=str(folder)), torch.float64, "cpu") for _ in range(2)]
+    for seed, other in enumerate(others):
+        randomise(other, seed, 0.02)
+    learner.references = References(others)
+    return learner
+
+
 @pytest.fixture(scope="module")
-def learners(folder: Path) -> dict[Layout, SingleLearner]:
-    return {name: tiny_learner(folder, torch.float64, name) for name in ("tree", "rows", "packed")}
+def learners(folder: Path) -> dict[str, SingleLearner]:
+    return {layout: learner_over(folder, layout, Critic()) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def everything(learners: dict[str, SingleLearner]) -> list[Sample]:
+    return filled(learners["rows"])
+
+
+@pytest.fixture(scope="module")
+def slow(learners: dict[str, SingleLearner], everything: list[Sample]) -> Slow:
+    return Slow(learners["rows"], everything)
+
+
+def filled(learner: SingleLearner) -> list[Sample]:
+    """Samples with everything a row could ask for near the present policy, an advantage per token, and garbage where
+    the policy said nothing.
+    """
+    generator, out = torch.Generator().manual_seed(3), []
+    plain = samples()
+    for sample, now in zip(plain, learner.logprobs([s.rollout for s in plain]), strict=True):
+        said = torch.tensor(sample.rollout.mask)
+
+        def near(centre: Tensor | float, scale: float, said: Tensor = said) -> Tensor:
+            noise = torch.randn(len(said), generator=generator, dtype=torch.float64)
+            return (centre + scale * noise).where(said, torch.tensor(5.0, dtype=torch.float64))
+
+        previous, returns = near(now, 0.2), near(0.5, 0.4)
+        rollout = replace(sample.rollout, logprobs=tuple(near(previous, 0.2).tolist()))
+        out.append(
+            replace(
+                sample,
+                rollout=rollout,
+                advantages=near(sample.advantages, 0.3) * sample.mask,
+                previous=previous,
+                reference=torch.stack([near(now, 0.3), near(now, 0.4)], dim=1),
+                returns=returns,
+                values=near(returns, 0.3),
+                uniform=near(-6.0, 0.5),
+            )
+        )
+    return out
+
+
+def asked(algorithm: Algorithm, batch: Sequence[Sample]) -> list[Sample]:
+    """Only what the row asks for."""
+    trained = algorithm.critic.kind not in ("none", "frozen")
+    absent = {
+        **({} if trained else {"returns": None, "values": None}),
+        **({} if algorithm.needs.uniform else {"uniform": None}),
+        **({} if algorithm.needs.reference else {"reference": None}),
+        **({} if algorithm.needs.previous else {"previous": None}),
+    }
+    return [replace(s, **absent) for s in batch]
+
+
+def coefficients(algorithm: Algorithm) -> Coefficients:
+    state = RowState.of(algorithm)
+    if algorithm.entropy.kind == "adaptive":
+        state.entropy_coefficient = 0.2
+    return state.coefficients(TERMS)
+
+
+def trained_by(learner: SingleLearner) -> list[Tensor]:
+    critic = [] if learner.critic is None else learner.critic.stepper.masters.parameters
+    return [*learner.stepper.masters.parameters, *critic]
+
+
+def flat(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
 
 def gradient(learner: SingleLearner, algorithm: Algorithm, batch: list[Sample], budget: int) -> tuple[float, Tensor]:
-    """Loss and flat gradient of one optimiser step over all samples."""
-    learner.masters.zero_grad()
+    """Loss and flat gradient of one optimiser step over all samples, the critic's included."""
+    learner.discard()
     packing = Packing(budget, learner.packing.share_prompts, learner.packing.dtype)
-    loss = sum(learner.accumulate(b, algorithm)[0].values()["learn/loss"] for b in pack(batch, packing))
-    return loss, torch.cat([p.grad.flatten() for p in learner.masters.parameters])
+    report, _ = learner.accumulate(list(pack(batch, packing)), algorithm, coefficients(algorithm))
+    return report.values()["learn/loss"], flat(trained_by(learner))
 
 
-def with_reduction(name: str, reduction: str, **more: object) -> Algorithm:
-    return choose(name, {"reduction": reduction, **more})
+def slow_gradient(slow: Slow, algorithm: Algorithm, batch: list[Sample]) -> tuple[float, Tensor]:
+    slow.learner.discard()
+    loss = slow_loss(slow, algorithm, batch, coefficients(algorithm))
+    parameters = trained_by(slow.learner)
+    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+    return float(loss.detach()), torch.cat([g.flatten() for g in whole])
 
 
-@pytest.mark.parametrize("reduction", CATALOGUE["reduction"])
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_gradients_do_not_depend_on_micro_batches_packing_or_padding(
-    learners: dict[Layout, SingleLearner], name: str, reduction: str
-) -> None:
-    algorithm, batch = with_reduction(name, reduction), samples()
-    loss, expected = gradient(learners["rows"], algorithm, batch, 10**9)
-    assert float(expected.abs().max()) > 1e-4
-    for layout, learner in learners.items():
-        for budget in (1, 24, 10**9):
-            again, found = gradient(learner, algorithm, batch, budget)
-            assert again == pytest.approx(loss, abs=1e-6), (layout, budget)
-            close(found, expected)
-
-
-def close(found: Tensor, expected: Tensor) -> None:
+def close(found: tuple[float, Tensor], expected: tuple[float, Tensor]) -> None:
     """Within 1e-6 of the gradient's largest entry: transformers normalises in fp32 whatever the model's dtype."""
-    assert float((found - expected).abs().max()) <= 1e-6 * max(float(expected.abs().max()), 1.0)
+    assert found[0] == pytest.approx(expected[0], abs=1e-6)
+    assert float((found[1] - expected[1]).abs().max()) <= 1e-6 * max(float(expected[1].abs().max()), 1.0)
 
 
-def slow_loss(learner: SingleLearner, algorithm: Algorithm, batch: list[Sample]) -> Tensor:
-    """The row's formula written out: one sequence at a time, one token at a time, no masks of tensors."""
-    cells = algorithm.cells
-    tokens = sum(int(s.mask.sum()) for s in batch)
-    sequences = sum(bool(s.mask.any()) for s in batch)
-    total = torch.zeros((), dtype=torch.float64)
-    for s in batch:
-        said = [t for t in range(len(s.rollout.tokens)) if s.mask[t]]
-        if not said:
-            continue
-        table = learner.model(torch.tensor([s.rollout.tokens])).logits[0].log_softmax(-1)
-        logp = {t: table[t - 1, s.rollout.tokens[t]] for t in said}
-        ratios = {t: logp[t] - s.previous[t] for t in said}
-        if cells["ratio"].kind == "sequence":
-            mean = sum(ratios.values()) / len(said)
-            ratios = dict.fromkeys(said, mean)
-        terms = []
-        for t in said:
-            ratio, advantage = ratios[t].exp(), s.advantages[t]
-            if cells["objective"].kind == "clip":
-                low, high = 1 - cells["objective"]["clip_low"], 1 + cells["objective"]["clip_high"]
-                clipped = min(max(ratio.item(), low), high)
-                outside = clipped != ratio.item()
-                bounded = clipped * advantage
-                free = ratio * advantage
-                term = -bounded if outside and bounded < free else -free
-            else:
-                term = -advantage * logp[t] if not ratios[t].requires_grad else -advantage * _unit(ratios[t])
-            weight = 1.0
-            if cells["correction"].kind == "truncated_importance":
-                gap = float(s.previous[t]) - s.rollout.logprobs[t]
-                weight = min(torch.tensor(gap, dtype=torch.float64).exp().item(), cells["correction"]["importance_cap"])
-            term = weight * term
-            if cells["kl"].kind == "in_loss":
-                d = s.reference[t] - logp[t]
-                value = d * d / 2 if cells["kl"]["kl_estimator"] == "k2" else d.exp() - d - 1
-                term = term + cells["kl"]["kl_coefficient"] * value
-            terms.append(term)
-        summed = sum(terms)
-        total = (
-            total
-            + {
-                "token_mean": summed / tokens,
-                "sequence_mean": summed / len(said) / sequences,
-                "sequence_sum": summed / sequences,
-                "constant": summed / MAX_TOKENS / sequences,
-            }[cells["reduction"].kind]
-        )
-    return total
-
-
-def _unit(log_ratio: Tensor) -> Tensor:
-    """1 in value, the log-ratio's gradient: what reinforce multiplies with."""
-    return 1 + log_ratio - log_ratio.detach()
-
-
-@pytest.mark.parametrize("kl", ["none", "k2", "k3"])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_loss_and_gradient_equal_the_formula_written_out_token_by_token(
-    learners: dict[Layout, SingleLearner], name: str, kl: str
+def test_gradients_do_not_depend_on_micro_batches_packing_or_padding_and_equal_the_formula_written_out(
+    learners: dict[str, SingleLearner], slow: Slow, everything: list[Sample], name: str
 ) -> None:
-    changes = {} if kl == "none" else {"kl": "in_loss", "kl_estimator": kl, "kl_coefficient": 0.3}
-    algorithm, batch = choose(name, changes), samples()
-    loss, found = gradient(learners["tree"], algorithm, batch, 40)
-    learner = learners["rows"]
-    learner.masters.zero_grad()
-    expected = slow_loss(learner, algorithm, batch)
-    expected.backward()
-    flat = torch.cat([p.grad.flatten() for p in learner.masters.parameters])
-    assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
-    close(found, flat)
+    algorithm = ALGORITHMS[name]
+    batch = asked(algorithm, everything)
+    expected = slow_gradient(slow, algorithm, batch)
+    assert float(expected[1].abs().max()) > 1e-4
+    for learner in learners.values():
+        for budget in BUDGETS:
+            close(gradient(learner, algorithm, batch, budget), expected)
 
 
-def test_a_sample_that_teaches_nothing_changes_nothing(learners: dict[Layout, SingleLearner]) -> None:
-    batch = samples()
-    without = [s for s in batch if bool(s.mask.any())]
-    assert len(without) == len(batch) - 1
-    for name in ALGORITHMS:
-        loss, expected = gradient(learners["tree"], ALGORITHMS[name], without, 50)
-        again, found = gradient(learners["tree"], ALGORITHMS[name], batch, 50)
-        assert again == pytest.approx(loss, abs=1e-6)
-        close(found, expected)
+@pytest.mark.parametrize(("name", "reduction"), OTHER_REDUCTIONS)
+def test_every_row_equals_its_formula_under_every_other_reduction_that_is_legal(
+    learners: dict[str, SingleLearner], slow: Slow, everything: list[Sample], name: str, reduction: str
+) -> None:
+    algorithm = choose(name, {"reduction": reduction})
+    batch = asked(algorithm, everything)
+    close(gradient(learners["tree"], algorithm, batch, 40), slow_gradient(slow, algorithm, batch))
 
 
+@pytest.mark.parametrize(("name", "changes"), [*BITING, *CORRECTED, *PENALISED], ids=str)
+def test_bounds_corrections_penalties_and_anchors_equal_their_formulas_in_every_layout_and_cut(
+    learners: dict[str, SingleLearner], slow: Slow, everything: list[Sample], name: str, changes: dict[str, object]
+) -> None:
+    algorithm = choose(name, changes)
+    batch = asked(algorithm, everything)
+    expected = slow_gradient(slow, algorithm, batch)
+    for layout, budget in zip(LAYOUTS, BUDGETS, strict=True):
+        close(gradient(learners[layout], algorithm, batch, budget), expected)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "m2po"])
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
+def test_reductions_do_not_depend_on_micro_batches_packing_or_padding(
+    learners: dict[str, SingleLearner], everything: list[Sample], name: str, reduction: str
+) -> None:
+    algorithm = choose(name, {"reduction": reduction})
+    batch = asked(algorithm, everything)
+    expected = gradient(learners["rows"], algorithm, batch, 10**9)
+    for learner in learners.values():
+        for budget in BUDGETS:
+            close(gradient(learner, algorithm, batch, budget), expected)
+
+
+@pytest.mark.parametrize(
+    ("critic", "bins", "changes"),
+    [
+        (Critic(), 7, {"critic": "hl_gauss", "value_coefficient": 0.5, "value_low": -0.2, "value_high": 1.2}),
+        (Critic(backbone="shared", stop_gradient=False), 1, {"value_clip": 0.2, "value_coefficient": 0.5}),
+        (Critic(backbone="shared", stop_gradient=True), 1, {}),
+        (Critic(backbone="shared", stop_gradient=False), 5, {"critic": "hl_gauss"}),
+    ],
+    ids=["own histogram", "shared", "shared, stopped", "shared histogram"],
+)
+def test_value_losses_reach_what_they_train_and_nothing_else(
+    folder: Path, everything: list[Sample], critic: Critic, bins: int, changes: dict[str, object]
+) -> None:
+    algorithm = choose("ppo", changes)
+    batch = asked(algorithm, everything)
+    learners = {layout: learner_over(folder, layout, critic, bins) for layout in LAYOUTS}
+    expected = slow_gradient(Slow(learners["rows"], batch), algorithm, batch)
+    for layout, budget in zip(LAYOUTS, BUDGETS, strict=True):
+        close(gradient(learners[layout], algorithm, batch, budget), expected)
+
+
+def test_a_sample_that_teaches_nothing_changes_nothing(
+    learners: dict[str, SingleLearner], everything: list[Sample]
+) -> None:
+    silent = [s for s in everything if not bool(s.mask.any())]
+    assert len(silent) == 1
+    for algorithm in ALGORITHMS.values():
+        batch = asked(algorithm, everything)
+        without = [s for s in batch if bool(s.mask.any())]
+        close(gradient(learners["tree"], algorithm, batch, 50), gradient(learners["tree"], algorithm, without, 50))
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo_token", "cispo", "sapo", "rapid", "dppo_tv", "discovered"])
 def test_one_update_without_recorded_log_probabilities_has_the_policy_gradient(
-    learners: dict[Layout, SingleLearner],
+    learners: dict[str, SingleLearner], everything: list[Sample], name: str
 ) -> None:
-    """On-policy, clip = reinforce: the ratio is 1 in value and the log-probability in its gradient."""
-    batch = [replace(s, previous=None) for s in samples()]
-    plain = {"correction": "none", "credit": "group_mean", "reduction": "token_mean"}
-    _, clipped = gradient(learners["tree"], choose("grpo", plain), batch, 60)
+    """The ratio is 1 in value and the log-probability in its gradient, whatever is made of it elsewhere."""
+    batch = [replace(s, previous=None) for s in asked(ALGORITHMS["grpo"], everything)]
+    plain = {"correction": "none", "reduction": "token_mean"}
+    _, found = gradient(learners["tree"], choose(name, plain), batch, 60)
     _, expected = gradient(learners["tree"], choose("reinforce", plain), batch, 60)
-    torch.testing.assert_close(clipped, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_a_policy_that_waits_for_its_critic_gets_no_gradient(
+    learners: dict[str, SingleLearner], everything: list[Sample]
+) -> None:
+    learner, algorithm = learners["tree"], choose("ppo", {"kl": "in_loss", "entropy": "bonus"})
+    learner.discard()
+    waiting = RowState.of(algorithm).coefficients(TERMS, policy=False)
+    learner.accumulate(list(pack(asked(algorithm, everything), learner.packing)), algorithm, waiting)
+    assert not bool(flat(learner.stepper.masters.parameters).any())
+    assert bool(flat(learner.critic.stepper.masters.parameters).any())

@@ -46,7 +46,18 @@ WRONG = {
     "algorithm.clip_high=-1": ["algorithm.clip_high", "-1", "greater than 0"],
     "algorithm.reduction=mean": ["algorithm.reduction", "mean", "token_mean"],
     "algorithm.overlong_buffer=0.1": ["algorithm.overlong_buffer", "shaping: overlong"],
-    "algorithm={name: grpo, kl: in_loss, kl_estimator: k1}": ["kl_estimator", "k1", "gradient", "k2 or k3"],
+    "algorithm={name: grpo, kl: in_loss, kl_estimator: k1}": ["kl_estimator", "k1", "gradient", "k2, k3 or exact"],
+    "algorithm={name: grpo, kl: in_reward, kl_estimator: exact}": ["kl_estimator", "exact", "kl: in_loss"],
+    "algorithm={name: grpo, reduction: group_mean}": ["algorithm.reduction", "group_mean", "token_mean"],
+    "algorithm={name: rebel, reduction: token_mean}": ["algorithm.reduction", "token_mean", "use reduction: group_mean"],
+    "algorithm={name: grpo, credit: gae}": ["algorithm.critic", "none", "needs values", "squared, hl_gauss"],
+    "algorithm={name: grpo, truncated: bootstrap}": ["algorithm.critic", "truncated: bootstrap", "use critic: squared"],
+    "algorithm={name: pass_at_k, pass_k: 4}": ["algorithm.pass_k", "4", "rollout.group_size"],
+    "algorithm=gdpo": ["rewards", "1", "group_norm"],
+    "algorithm=spo": ["rewards", "letters", "win rates", "(completion, other"],
+    "algorithm=dvpo": ["critic.path", "missing", "critic: squared"],
+    "critic.warmup_steps=2": ["critic", "grpo has no critic"],
+    "reference.refresh=copy": ["reference", "grpo reads no reference"],
     "rollout.group_size=1": ["rollout.group_size", "1", "needs 2"],
     "model=nowhere/at/all": ["model.path", "nowhere/at/all"],
     "model=./nothing/here": ["model.path", "nothing/here", "does not exist"],
@@ -64,6 +75,25 @@ WRONG = {
     "run.steps=0": ["run.steps", "0"],
     "rollout.max_tokens=2000": ["rollout.max_tokens", "2000", "1024"],
 }
+
+
+TOGETHER = {
+    ("algorithm=ppo", "critic.warmup_steps=6"): ["critic.warmup_steps", "6 steps", "never be trained"],
+    ("algorithm=ppo", "critic={backbone: shared, path: x}"): ["critic.path", "'x'", "shared"],
+    ("algorithm=ppo", "critic={backbone: shared, stop_gradient: false, warmup_steps: 1}"): ["warmup_steps", "backbone"],
+    ("algorithm={name: grpo, kl: in_loss}", "model.lora.rank=4", "reference.refresh=average"): [
+        "reference.refresh",
+        "frozen base",
+        "never",
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", TOGETHER)
+def test_blocks_that_contradict_one_another_are_refused(folder: Path, overrides: tuple[str, ...]) -> None:
+    found = mistakes(folder, *overrides)
+    for words in TOGETHER[overrides]:
+        assert words in found, found
 
 
 @pytest.mark.parametrize("override", WRONG)

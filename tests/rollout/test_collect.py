@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from posttrain.algorithms.choice import choose
+from posttrain.algorithms.state import RowState
 from posttrain.data.stream import PromptStream
 from posttrain.errors import TrainingError
 from posttrain.recipe import Grading, Reward
 from posttrain.rewards import Grader
 from posttrain.rollout import Request
-from posttrain.rollout.collect import Draw, collect
+from posttrain.rollout.collect import Chosen, Draw, collect
 from posttrain.types import Prompt, Rollout, Sampling
 
 DRAW = Draw(prompts=4, group_size=4, sampling=Sampling(max_tokens=4), seed=0)
@@ -29,7 +30,8 @@ class Half:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         out = []
         for i, r in enumerate(requests):
-            right = not r.prompt.columns["useful"] or i % 2 == 0
+            greedy = sampling.temperature == 0
+            right = not r.prompt.columns["useful"] or (i % 2 == 0 and not greedy)
             text = "yes" if right else "no"
             out.append(Rollout((3, 9), (False, True), text, "stop", (0.0, -1.0), (-1, 3), r.seed, sampling))
         self.requests += requests
@@ -42,6 +44,11 @@ def grader() -> Iterator[Grader]:
         yield grader
 
 
+def chosen(name: str, **changes: object) -> Chosen:
+    algorithm = choose(name, changes)
+    return Chosen(algorithm, RowState.of(algorithm))
+
+
 def stream(useful: list[bool]) -> PromptStream:
     prompts = [Prompt(f"p/{i}", (3,), "", {"answer": "yes", "useful": u}) for i, u in enumerate(useful)]
     return PromptStream(prompts, seed=0)
@@ -49,7 +56,7 @@ def stream(useful: list[bool]) -> PromptStream:
 
 def test_without_selection_one_round_is_drawn_whatever_it_teaches(grader: Grader) -> None:
     sampler = Half()
-    found = collect(sampler, stream([False] * 8), grader, choose("grpo", {}), DRAW, step=1)
+    found = collect(sampler, stream([False] * 8), grader, chosen("grpo"), DRAW, step=1)
     assert (len(found.groups), len(found.dropped)) == (4, 0)
     assert len(sampler.requests) == 16
     assert found.report.values()["reward/mean"] == 1.0
@@ -58,7 +65,7 @@ def test_without_selection_one_round_is_drawn_whatever_it_teaches(grader: Grader
 
 def test_dynamic_sampling_replaces_groups_of_one_score_until_there_are_enough(grader: Grader) -> None:
     sampler, source = Half(), stream([i % 2 == 0 for i in range(40)])
-    found = collect(sampler, source, grader, choose("dapo", {}), DRAW, step=1)
+    found = collect(sampler, source, grader, chosen("dapo"), DRAW, step=1)
     assert len(found.groups) == 4
     assert all(len({v.score for v in g.verdicts}) == 2 for g in found.groups)
     assert all(len({v.score for v in g.verdicts}) == 1 for g in found.dropped)
@@ -74,19 +81,61 @@ def test_dynamic_sampling_replaces_groups_of_one_score_until_there_are_enough(gr
 
 def test_at_the_cap_what_was_found_is_learnt_and_counted(grader: Grader) -> None:
     useful = stream([i == 0 for i in range(12)])
-    found = collect(Half(), useful, grader, choose("dapo", {"max_rounds": 3}), DRAW, step=1)
+    found = collect(Half(), useful, grader, chosen("dapo", max_rounds=3), DRAW, step=1)
     assert len(found.groups) == 1
     assert found.report.values()["rollout/rounds"] == 3
 
 
 def test_when_nothing_teaches_it_stops_with_the_scores_it_saw(grader: Grader) -> None:
     with pytest.raises(TrainingError, match=r"none of 8 groups in 2 rounds.*1\.0: 8"):
-        collect(Half(), stream([False] * 20), grader, choose("dapo", {"max_rounds": 2}), DRAW, step=1)
+        collect(Half(), stream([False] * 20), grader, chosen("dapo", max_rounds=2), DRAW, step=1)
 
 
 def test_every_response_has_a_seed_of_its_own(grader: Grader) -> None:
     sampler = Half()
     for step in (1, 2):
-        collect(sampler, stream([True] * 4), grader, choose("grpo", {}), DRAW, step)
+        collect(sampler, stream([True] * 4), grader, chosen("grpo"), DRAW, step)
     seeds = [r.seed for r in sampler.requests]
     assert len(set(seeds)) == len(seeds) == 32
+
+
+def test_a_greedy_baseline_is_drawn_once_for_each_prompt_and_kept_beside_the_group(grader: Grader) -> None:
+    sampler = Half()
+    found = collect(sampler, stream([True, False, True, False]), grader, chosen("remax"), DRAW, step=1)
+    assert sum(r.purpose == "baseline" for r in sampler.requests) == 4
+    assert [g.greedy.score for g in found.groups] == [0.0 if g.prompt.columns["useful"] else 1.0 for g in found.groups]
+    assert found.report.values()["rollout/greedy_score"] == 0.5
+    assert all(len(g.rollouts) == 4 for g in found.groups)
+
+
+def test_prompts_that_are_right_greedily_are_not_sampled_and_others_take_their_place(grader: Grader) -> None:
+    sampler = Half()
+    found = collect(sampler, stream([True, False] * 8), grader, chosen("self"), DRAW, step=1)
+    assert len(found.groups) == 4
+    assert all(g.prompt.columns["useful"] and g.greedy.score == 0.0 for g in found.groups)
+    sampled = {r.prompt.id for r in sampler.requests if r.purpose == "train"}
+    assert sampled == {g.prompt.id for g in found.groups}
+
+
+def test_when_every_greedy_answer_is_right_the_step_stops_and_says_so(grader: Grader) -> None:
+    with pytest.raises(TrainingError, match="greedy answer that was right already"):
+        collect(Half(), stream([False] * 8), grader, chosen("self", max_rounds=2), DRAW, step=1)
+
+
+def test_groups_of_one_score_are_dropped_without_fresh_ones_under_mixed(grader: Grader) -> None:
+    sampler = Half()
+    found = collect(sampler, stream([True, False, True, False]), grader, chosen("best_of_two"), DRAW, step=1)
+    assert (len(found.groups), len(found.dropped)) == (2, 2)
+    assert len(sampler.requests) == 16
+
+
+def test_groups_of_little_spread_are_dropped_once_the_running_mean_is_known(grader: Grader) -> None:
+    row = chosen("rlpr", spread_warmup=1, spread_decay=0.5)
+    source = stream([True, False, True, False] * 3)
+    first = collect(Half(), source, grader, row, DRAW, step=1)
+    assert (len(first.groups), len(first.dropped)) == (4, 0)
+    # Half of the groups are right in half of their samples (std 1/2), the others never differ.
+    assert row.state.spread == pytest.approx(sum(0.5 for g in first.groups if g.prompt.columns["useful"]) / 4)
+    second = collect(Half(), source, grader, row, DRAW, step=2)
+    assert all(g.prompt.columns["useful"] for g in second.groups)
+    assert all(not g.prompt.columns["useful"] for g in second.dropped)
