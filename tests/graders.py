@@ -145,3 +145,18 @@ def always_raises(completion: str) -> float:
 
 def always_one(completion: str) -> float:
     return 1.0
+
+
+def longer(completion: str, other: str, **columns: Any) -> float:
+    """The probability that the first of two completions is the better one: by length."""
+    return 0.5 if len(completion) == len(other) else float(len(completion) > len(other))
+
+
+def unsure(completion: str, other: str) -> float:
+    """No probability."""
+    return 1.5
+
+
+def second_token(completions: list[str], **columns: Any) -> list[Verdict]:
+    """Worth 1, a quarter of it for the second token."""
+    return [Verdict(1.0, steps=((1, 0.25),)) for _ in completions]

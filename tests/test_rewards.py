@@ -297,3 +297,26 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_grader_that_compares_gives_win_rates_and_says_what_is_no_probability() -> None:
+    rollouts = [Rollout((1, 2), (False, True), text, "stop") for text in ("a", "bbb", "cc")]
+    prompt = Prompt("p", (1,), "")
+    with Grader([Reward(verifier="tests.graders:longer")], Grading(workers=1)) as grader:
+        (verdicts,) = grader.grade([(prompt, rollouts)])
+        assert [v.score for v in verdicts] == [0.0, 1.0, 0.5]
+        (alone,) = grader.grade([(prompt, rollouts[:1])])
+        assert [(v.score, v.status) for v in alone] == [(None, "unparsable")]
+    with Grader([Reward(verifier="tests.graders:unsure")], Grading(workers=1, max_failure_rate=1.0)) as grader:
+        (verdicts,) = grader.grade([(prompt, rollouts)])
+        assert all(v.status == "error" and "between 0 and 1" in v.reason for v in verdicts)
+
+
+def test_step_rewards_reach_the_verdict_by_weight_and_must_lie_on_tokens_of_the_response() -> None:
+    rollouts = [Rollout((1, 2, 3), (False, True, True), "x", "stop"), Rollout((1, 2), (False, True), "y", "stop")]
+    rewards = [Reward(verifier="tests.graders:second_token", weight=0.5)]
+    with Grader(rewards, Grading(workers=1, max_failure_rate=1.0)) as grader:
+        (verdicts,) = grader.grade([(Prompt("p", (1,), ""), rollouts)])
+    assert (verdicts[0].score, verdicts[0].steps) == (0.5, ((1, 0.125),))
+    assert (verdicts[1].score, verdicts[1].status) == (None, "error")
+    assert "token 1 of a response of 1 tokens" in verdicts[1].reason

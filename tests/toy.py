@@ -29,7 +29,7 @@ from posttrain.types import Batch, FinishReason, Prompt, Rollout, Sampling, Scor
 VOCABULARY, LENGTH, WIDTH = 12, 3, 32
 PROMPTS = [Prompt(id=str(i), tokens=(i,), text=str(i), columns={"target": (3 * i + 1) % VOCABULARY}) for i in range(8)]
 ASKED = torch.tensor([prompt.tokens[0] for prompt in PROMPTS])
-TARGETS = torch.tensor([prompt.columns["target"] for prompt in PROMPTS])
+TARGETS = torch.tensor([int(prompt.columns["target"]) for prompt in PROMPTS])
 
 
 class Net(nn.Module):
@@ -67,32 +67,23 @@ class ValueNet(nn.Module):
         return before + nn.functional.pad(added.cumsum(1), (0, 0, 1, 0))
 
 
-@dataclass
-class Settings:
-    """How a ToyLearner learns."""
-
-    rate: float = 0.05
-    critic_rate: float = 0.05
-    bins: int = 1
-    """Outputs of the critic."""
-    frozen: bool = False
-    """Whether the critic stays as it is."""
-    references: int = 1
-    budget: int = 160
-    """Token positions of a micro-batch: a step of 64 responses takes two."""
-
-
 class ToyLearner:
-    """Implements `Learner`, but for what needs files or logits."""
+    """Implements `Learner`, but for what needs files or logits.
 
-    def __init__(self, settings: Settings, seed: int) -> None:
+    `bins` are the outputs of its critic. The first reference is the untrained policy, any others are as random.
+    """
+
+    def __init__(self, seed: int, rate: float, bins: int = 1, references: int = 1) -> None:
         torch.manual_seed(seed)
-        self.settings, self.version = settings, 0
-        self.packing, self.temperature, self.dtype = Packing(settings.budget), 1.0, torch.float32
-        self.net, self.critic = Net(), ValueNet(settings.bins)
-        self.references = [copy.deepcopy(self.net).requires_grad_(False) for _ in range(settings.references)]
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.rate)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=settings.critic_rate)
+        # A step of 64 responses takes two micro-batches.
+        self.packing, self.temperature, self.dtype = Packing(160), 1.0, torch.float32
+        self.net, self.critic, self.version = Net(), ValueNet(bins), 0
+        others = [Net() for _ in range(references - 1)]
+        self.references = [net.requires_grad_(False) for net in (copy.deepcopy(self.net), *others)]
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=0.05)
+        self.frozen = False
+        """Whether the critic stays as it is."""
 
     @torch.no_grad()
     def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
@@ -137,7 +128,7 @@ class ToyLearner:
         )
 
     def step(self, policy: bool = True) -> Report:
-        if not self.settings.frozen:
+        if not self.frozen:
             self.critic_optimizer.step()
         if policy:
             self.optimizer.step()
@@ -213,9 +204,9 @@ def _flat(figures: Tensor) -> Tensor:
 
 
 class ToySampler:
-    """Implements `Sampler`. `cut` says which responses count as cut at the token limit."""
+    """Implements `Sampler`. `cut` says, by seed and tokens, which responses count as cut at the token limit."""
 
-    def __init__(self, cut: Callable[[Sequence[int]], bool] = lambda said: False) -> None:
+    def __init__(self, cut: Callable[[int, Sequence[int]], bool] = lambda seed, said: False) -> None:
         self.net, self.cut = Net(), cut
         self.version: int | None = None
 
@@ -243,7 +234,7 @@ class ToySampler:
 
     def _rollout(self, request: Request, said: list[int], logprobs: list[float], sampling: Sampling) -> Rollout:
         assert self.version is not None
-        finish: FinishReason = "length" if self.cut(said) else "stop"
+        finish: FinishReason = "length" if self.cut(request.seed, said) else "stop"
         return Rollout(
             tokens=(*request.prompt.tokens, *said),
             mask=(False,) + (True,) * LENGTH,

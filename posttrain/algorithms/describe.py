@@ -70,7 +70,7 @@ FAMILIES: tuple[tuple[str, Callable[[Algorithm], bool]], ...] = (
     ("With a critic", lambda r: r.needs.critic),
     ("A group learnt as a set", lambda r: r.objective.entry.level == "set"),
     ("What was right, learnt like a text", lambda r: r.keep.kind != "all"),
-    ("The policy gradient against a baseline", lambda r: r.objective.kind == "reinforce"),
+    ("The policy gradient without a ratio", lambda r: not r.objective.entry.asks),
     ("PPO's clip without a critic", lambda r: r.objective.kind == "clip" and r.ratio.kind == "token"),
     ("Other objectives and ratios", lambda r: True),
 )

@@ -39,7 +39,7 @@ def batch_loss(algorithm: Algorithm, scored: Scored, batch: Batch, coefficients:
     else:
         loss = reduce(weights * _token_losses(algorithm, log_ratio, logprobs, scored, batch))
     loss = coefficients.policy * loss
-    report = _about(log_ratio.detach(), gap, weights, mask)
+    report = _about(log_ratio.detach(), weights, mask)
     for term, about in _penalties(algorithm, scored, batch, coefficients, logprobs - previous):
         loss, report = loss + term, report + about
     return loss, report
@@ -141,18 +141,15 @@ def shared_out(values: Tensor, shares: Sequence[float]) -> Tensor:
     return values @ torch.tensor(shares, dtype=values.dtype, device=values.device)
 
 
-def _about(log_ratio: Tensor, gap: Tensor, weights: Tensor, mask: Tensor) -> Report:
-    """Ratio, and engine/trainer mismatch, over the masked tokens."""
+def _about(log_ratio: Tensor, weights: Tensor, mask: Tensor) -> Report:
+    """Ratios and importance weights over the masked tokens."""
     count = int(mask.sum())
     if not count:
         return Report()
-    ratio, gap, weights = log_ratio[mask].exp(), gap[mask].double(), weights[mask].double()
+    ratio, weights = log_ratio[mask].exp(), weights[mask].double()
     return (
         Report.mean("learn/ratio_mean", float(ratio.double().sum()), count)
         + Report.maximum("learn/ratio_max", float(ratio.max()))
-        + Report.mean("parity/mean_abs_gap", float(gap.abs().sum()), count)
-        + Report.maximum("parity/max_abs_gap", float(gap.abs().max()))
-        + Report.mean("parity/kl_k3", float((gap.exp() - 1 - gap).sum()), count)
         + Report.mean("learn/correction_mean", float(weights.sum()), count)
         + Report.mean("learn/correction_masked", float((weights == 0).sum()), count)
     )

@@ -153,8 +153,6 @@ def _placed(rollout: Rollout, score: float, steps: Sequence[tuple[int, float]]) 
         return rewards
     rest = score
     for at, reward in steps:
-        if not -len(rewards) <= at < len(rewards):
-            raise ValueError(f"a step reward at token {at} of a response of {len(rewards)} tokens")
         rewards[at] += reward
         rest -= reward
     rewards[-1] += rest

@@ -122,16 +122,25 @@ def annotate(learner: Learner, algorithm: Algorithm, groups: Sequence[Group], se
 
 
 def _mismatch(learnt: Learnt) -> Report:
-    """How far engine and trainer were apart before the step's first update, as an effective share of the tokens."""
+    """How far engine and trainer were apart under the same weights: before the step's first update, wherever the
+    trainer's log-probabilities from before it are known.
+    """
     gaps = []
     for sample, updates in zip(learnt.samples, learnt.updates, strict=True):
-        if updates and updates[0][0] == 0 and sample.rollout.logprobs is not None:
-            before = sample.previous if sample.previous is not None else updates[0][1]
-            gap = before.double() - torch.tensor(sample.rollout.logprobs, dtype=torch.float64)
-            gaps.append(gap[sample.mask])
-    if not gaps or not sum(map(len, gaps)):
+        before = sample.previous
+        if before is None and updates and updates[0][0] == 0:
+            before = updates[0][1]
+        if before is not None and sample.rollout.logprobs is not None:
+            gaps.append((before.double() - torch.tensor(sample.rollout.logprobs, dtype=torch.float64))[sample.mask])
+    gap = torch.cat(gaps) if gaps else torch.zeros(0)
+    if not len(gap):
         return Report()
-    return Report.value("parity/effective_sample_size", float(effective_sample_size(torch.cat(gaps).exp())))
+    return (
+        Report.mean("parity/mean_abs_gap", float(gap.abs().sum()), len(gap))
+        + Report.maximum("parity/max_abs_gap", float(gap.abs().max()))
+        + Report.mean("parity/kl_k3", float((gap.exp() - 1 - gap).sum()), len(gap))
+        + Report.value("parity/effective_sample_size", float(effective_sample_size(gap.exp())))
+    )
 
 
 def _parts(samples: Sequence[Sample], groups: int, updates: Updates) -> Iterator[list[int]]:

@@ -103,7 +103,7 @@ class Grader:
         ]  # group, roll-out, reward
         for job, answers in zip(jobs, self._threads.map(self._settle, jobs), strict=True):
             for member, part in zip(job.members, answers, strict=True):
-                parts[job.group][member][job.reward] = part
+                parts[job.group][member][job.reward] = _within(part, groups[job.group][1][member], job.label)
         verdicts = [tuple(self._verdict(row) for row in rows) for rows in parts]
         self._count([verdict for group in verdicts for verdict in group])
         return verdicts
@@ -180,7 +180,8 @@ class Grader:
         if not math.isfinite(score):
             return Verdict(None, "error", values, f"the weighted sum of {values} is {score}")
         unread = any(weight and part.status == "unparsable" for weight, part in applies)
-        return Verdict(score, "unparsable" if unread else "ok", values, "; ".join(reasons))
+        steps = tuple((at, w * reward) for w, p in applies if w for at, reward in p.steps)
+        return Verdict(score, "unparsable" if unread else "ok", values, "; ".join(reasons), steps)
 
     def _count(self, verdicts: Sequence[Verdict]) -> None:
         counts = Counter(verdict.status for verdict in verdicts)
@@ -193,6 +194,14 @@ class Grader:
                 f"max_failure_rate is {self.grading.max_failure_rate:g}):"
                 + "".join(f"\n  - {reason}" for reason in list(reasons)[:3])
             )
+
+
+def _within(part: Part, rollout: Rollout, label: str) -> Part:
+    """A part whose step rewards lie on tokens the policy said; an error of its grader otherwise."""
+    wrong = next((at for at, _ in part.steps if not -rollout.length <= at < rollout.length), None)
+    if wrong is None:
+        return part
+    return Part(None, "error", f"{label}: a step reward at token {wrong} of a response of {rollout.length} tokens")
 
 
 def _columns(signature: VerifierSignature, prompt: Prompt) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Part:
     status: Status | Literal["skipped"] = "ok"
     reason: str = ""
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    steps: tuple[tuple[int, float], ...] = ()
 
 
 _loaded: list[Callable[..., Any]] = []
@@ -98,7 +99,7 @@ def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
 
 def _part(value: Any) -> Part:
     if isinstance(value, Verdict):
-        return Part(value.score, value.status, value.reason, dict(value.parts))
+        return Part(value.score, value.status, value.reason, dict(value.parts), value.steps)
     if not hasattr(value, "__float__"):
         raise TypeError(f"returned {value!r:.80} where a number or a Verdict is due")
     if not math.isfinite(float(value)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data.packing import Packing, pack
+from posttrain.data.packing import OPTIONAL, Packing, join, pack
 from posttrain.learner.layout import lay_out
+from posttrain.types import Batch, Sample
 from tests.tiny import samples
 
 
@@ -24,6 +27,7 @@ def test_each_sample_is_used_once_and_denominators_are_the_steps(
     for b in packed:
         assert b.total_tokens == sum(int(s.mask.sum()) for s in batch)
         assert b.total_sequences == len(used)
+        assert b.total_groups == len({batch[i].group for i in used})
         assert int(b.lengths.sum()) == len(b.tokens) == len(b.mask) == len(b.behaviour)
         laid = lay_out(b, "tree" if shared else "rows")
         assert laid.input_ids.numel() <= budget or len(laid.input_ids) == 1
@@ -55,3 +59,61 @@ def test_a_tree_row_holds_its_prompt_once_and_hides_responses_from_each_other() 
 def test_numbers_keep_the_learners_precision() -> None:
     (b, *_) = pack(samples(), Packing(10**6, False, torch.float64))
     assert b.advantages.dtype == b.behaviour.dtype == b.previous.dtype == torch.float64
+
+
+def complete(seed: int = 0) -> list[Sample]:
+    """Samples with every field that an algorithm may ask for, different at every token."""
+    generator, out = torch.Generator().manual_seed(seed), []
+    for s in samples(seed=seed):
+        noise = torch.randn(6, len(s.mask), generator=generator, dtype=torch.float64)
+        out.append(
+            replace(s, previous=noise[0], reference=noise[1:3].t(), returns=noise[3], values=noise[4], uniform=noise[5])
+        )
+    return out
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10**6])
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_number_stays_with_its_token_and_every_score_with_its_sequence(budget: int, shared: bool) -> None:
+    batch = complete()
+    for b in pack(batch, Packing(budget, shared, torch.float64)):
+        for at, index in enumerate(b.index.tolist()):
+            s, own = batch[index], b.segment == at
+            assert b.tokens[own].tolist() == list(s.rollout.tokens)
+            assert b.behaviour[own].tolist() == list(s.rollout.logprobs)
+            assert torch.equal(b.mask[own], s.mask)
+            assert torch.equal(b.advantages[own], s.advantages)
+            for name in OPTIONAL:
+                assert torch.equal(getattr(b, name)[own], getattr(s, name)), name
+            assert (float(b.scores[at]), int(b.groups[at])) == (s.score, s.group)
+
+
+@pytest.mark.parametrize("absent", OPTIONAL)
+def test_what_an_algorithm_does_not_ask_for_is_absent_from_its_batches(absent: str) -> None:
+    batch = [replace(s, **{absent: None}) for s in complete()]
+    parts = list(pack(batch, Packing(30)))
+    for b in (*parts, join(parts)):
+        assert [name for name in OPTIONAL if getattr(b, name) is None] == [absent]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10**6])
+@pytest.mark.parametrize("shared", [False, True])
+def test_micro_batches_joined_are_the_step_in_one(budget: int, shared: bool) -> None:
+    batch = complete()
+    joined = join(list(pack(batch, Packing(budget, shared, torch.float64))))
+    (whole,) = pack(batch, Packing(10**9, shared, torch.float64))
+
+    def by_sample(b: Batch) -> dict[int, list[object]]:
+        names = [f.name for f in fields(Batch) if getattr(b, f.name) is not None]
+        per_token = [n for n in names if torch.is_tensor(getattr(b, n)) and len(getattr(b, n)) == len(b.tokens)]
+        return {
+            index: [getattr(b, n)[b.segment == at].tolist() for n in per_token if n != "segment"]
+            + [int(b.lengths[at]), int(b.groups[at]), float(b.scores[at])]
+            for at, index in enumerate(b.index.tolist())
+        }
+
+    assert by_sample(joined) == by_sample(whole)
+    assert joined.segment.tolist() == sorted(joined.segment.tolist())
+    assert [joined.total_tokens, joined.total_sequences, joined.total_groups] == [
+        whole.total_tokens, whole.total_sequences, whole.total_groups,
+    ]  # fmt: skip

@@ -25,6 +25,15 @@ CASES: dict[str, dict[str, Any]] = {
     "dr_grpo": {"optimizer": {"epochs": 2}},
     "dapo": {"rollout": {"group_size": 5}, "optimizer": {"minibatches": 3}},
     "gspo": {"optimizer": {"minibatches": 2}},
+    "ppo": {
+        "optimizer": {"minibatches": 2, "epochs": 2},
+        "critic": {"backbone": "shared", "learning_rate": 1e-2, "warmup_steps": 1},
+    },
+    "reinforce_pp": {"algorithm": {"name": "reinforce_pp", "kl_coefficient": 0.3}},
+    "remax": {},
+    "raft": {"optimizer": {"epochs": 2}},
+    "cispo": {"optimizer": {"epochs": 2}},
+    "rebel": {"optimizer": {"minibatches": 2, "epochs": 2}},
 }
 
 
@@ -42,15 +51,58 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return choose(choice.pop("name"), choice), folder / "run"
 
 
-def credit(algorithm: Algorithm, scores: list[float]) -> list[float]:
-    mean = sum(scores) / len(scores)
-    centred = [s - mean for s in scores]
-    if algorithm.credit.kind == "group_norm":
-        std = math.sqrt(sum(c * c for c in centred) / len(scores))
-        return [c / std if std > 1e-9 else 0.0 for c in centred]
-    if algorithm.credit.kind == "leave_one_out":
-        return [c * len(scores) / (len(scores) - 1) for c in centred]
-    return centred
+def said(row: dict[str, Any]) -> list[int]:
+    return [t for t, m in enumerate(row["mask"]) if m]
+
+
+def expected_advantages(algorithm: Algorithm, rows: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """Per learnt row of a step (by index), the advantage of each token it said, in plain arithmetic."""
+    out: dict[int, list[float]] = {}
+    for group in {row["group"] for row in rows if row["updates"] is not None}:
+        members = [row for row in rows if row["group"] == group]
+        scores = [shaped(algorithm, row) for row in members]
+        mean = sum(scores) / len(scores)
+        std = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
+        for row, score in zip(members, scores, strict=True):
+            count = len(said(row))
+            alone = {
+                "group_mean": score - mean,
+                "group_norm": (score - mean) / std if std > 1e-9 else 0.0,
+                "leave_one_out": (score - mean) * len(scores) / max(len(scores) - 1, 1),
+                "from_greedy": score - (row["greedy_score"] or 0.0),
+                "ones": 1.0,
+                "score": score,
+            }
+            if algorithm.credit.kind in alone:
+                out[row["index"]] = [alone[algorithm.credit.kind]] * count
+            else:
+                out[row["index"]] = along(algorithm, row)
+    learnt = [row["index"] for row in rows if row["updates"] is not None]
+    if algorithm.whitening.kind == "batch_norm":
+        flat = [a for index in learnt for a in out[index]]
+        mean = sum(flat) / len(flat)
+        std = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat))
+        out = {index: [(a - mean) / std for a in out[index]] for index in learnt}
+    return {index: out[index] for index in learnt}
+
+
+def along(algorithm: Algorithm, row: dict[str, Any]) -> list[float]:
+    """Rewards token by token to advantages: reward to go, or generalised advantages against the values in the dump."""
+    at = said(row)
+    rewards = [0.0] * len(at)
+    rewards[-1] = row["score"]
+    if algorithm.kl.kind == "in_reward":
+        policy = row["previous_logprobs"] or row["engine_logprobs"]
+        rewards = [
+            r - algorithm.kl["kl_coefficient"] * (policy[t] - row["reference_logprobs"][t])
+            for r, t in zip(rewards, at, strict=True)
+        ]
+    if algorithm.credit.kind == "reward_to_go":
+        return [sum(rewards[i:]) for i in range(len(rewards))]
+    values = [row["values"][t] for t in at] + [0.0]
+    errors = [r + values[i + 1] - values[i] for i, r in enumerate(rewards)]
+    lam = algorithm.credit["lam"]
+    return [sum(lam ** (j - i) * errors[j] for j in range(i, len(errors))) for i in range(len(errors))]
 
 
 def shaped(algorithm: Algorithm, row: dict[str, Any]) -> float:
@@ -59,73 +111,101 @@ def shaped(algorithm: Algorithm, row: dict[str, Any]) -> float:
         limit = row["sampling"]["max_tokens"]
         buffer = algorithm.shaping["overlong_buffer"] * limit
         score -= algorithm.shaping["overlong_penalty"] * min(max(said - (limit - buffer), 0) / buffer, 1)
-    if algorithm.kl.kind == "in_reward":
+    if algorithm.kl.kind == "in_reward" and algorithm.credit.kind != "reward_to_go":
         policy = row["previous_logprobs"] or row["engine_logprobs"]
         pairs = zip(policy, row["reference_logprobs"], row["mask"], strict=True)
         score -= algorithm.kl["kl_coefficient"] * sum(p - r for p, r, m in pairs if m)
     return score
 
 
+def token_term(algorithm: Algorithm, row: dict[str, Any], t: int, ratio: float, now: float) -> float:
+    """The objective of one token."""
+    advantage, cell = row["advantages"][t], algorithm.objective
+    if cell.kind == "clip":
+        return -min(ratio * advantage, min(max(ratio, 1 - cell["clip_low"]), 1 + cell["clip_high"]) * advantage)
+    if cell.kind == "clipped_weight":
+        return -min(max(ratio, 1 - cell["clip_low"]), 1 + cell["clip_high"]) * advantage * now
+    return -advantage * now if cell.kind == "likelihood" else -advantage
+
+
 def loss_of_update(algorithm: Algorithm, rows: list[dict[str, Any]], update: int, limit: int) -> float:
-    """One optimiser step's loss in plain arithmetic, from the records alone."""
+    """One optimiser step's policy loss in plain arithmetic, from the records alone."""
     part = [(r, u["logprobs"]) for r in rows for u in r["updates"] or [] if u["update"] == update]
+    if algorithm.objective.kind == "rebel":
+        return pairs(algorithm, part)
     tokens = sum(sum(r["mask"]) for r, _ in part)
     total = 0.0
     for row, now in part:
-        said = [t for t, m in enumerate(row["mask"]) if m]
+        at = said(row)
         old = row["previous_logprobs"] or now
-        ratios = {t: now[t] - old[t] for t in said}
+        ratios = {t: now[t] - old[t] for t in at}
         if algorithm.ratio.kind == "sequence":
-            ratios = dict.fromkeys(said, sum(ratios.values()) / len(said))
+            ratios = dict.fromkeys(at, sum(ratios.values()) / len(at))
         terms = []
-        for t in said:
-            ratio, advantage = math.exp(ratios[t]), row["advantages"][t]
-            if algorithm.objective.kind == "clip":
-                low, high = 1 - algorithm.objective["clip_low"], 1 + algorithm.objective["clip_high"]
-                term = -min(ratio * advantage, min(max(ratio, low), high) * advantage)
-            else:
-                term = -advantage
-            gap = old[t] - row["engine_logprobs"][t]
-            term *= min(math.exp(gap), algorithm.correction["importance_cap"])
+        for t in at:
+            term = token_term(algorithm, row, t, math.exp(ratios[t]), now[t])
+            if algorithm.correction.kind == "truncated_importance":
+                term *= min(math.exp(old[t] - row["engine_logprobs"][t]), algorithm.correction["importance_cap"])
             if algorithm.kl.kind == "in_loss":
                 d = row["reference_logprobs"][t] - now[t]
                 term += algorithm.kl["kl_coefficient"] * (math.exp(d) - d - 1)
             terms.append(term)
         total += {
             "token_mean": sum(terms) / tokens,
-            "sequence_mean": sum(terms) / len(said) / len(part),
+            "sequence_mean": sum(terms) / len(at) / len(part),
             "sequence_sum": sum(terms) / len(part),
             "constant": sum(terms) / limit / len(part),
         }[algorithm.reduction.kind]
     return total
 
 
+def pairs(algorithm: Algorithm, part: list[tuple[dict[str, Any], list[float]]]) -> float:
+    """REBEL: squared differences over all pairs of each group, a mean over pairs and then over groups."""
+    per_group = []
+    for group in {row["group"] for row, _ in part}:
+        members = [(r, sum(now[t] - r["previous_logprobs"][t] for t in said(r))) for r, now in part]
+        members = [(r["score"], ratio) for r, ratio in members if r["group"] == group]
+        found = [
+            ((a - b) / algorithm.objective["rebel_eta"] - (p - q)) ** 2
+            for i, (p, a) in enumerate(members)
+            for q, b in members[:i]
+        ]
+        per_group.append(sum(found) / len(found))
+    return sum(per_group) / len(per_group)
+
+
 def test_the_loss_of_every_step_is_recomputed_from_the_dump_alone(finished: tuple[Algorithm, Path]) -> None:
     algorithm, path = finished
     folder = RunFolder(path)
     by_step = {line["step"]: line for line in folder.read_metrics()}
+    warm = CASES[algorithm.name].get("critic", {}).get("warmup_steps", 0)
     for step in folder.rollout_steps():
         rows = folder.read_rollouts("step", step)
         updates = sorted({u["update"] for r in rows for u in r["updates"] or []})
         assert updates
-        found = sum(loss_of_update(algorithm, rows, update, limit=8) for update in updates)
-        assert found == pytest.approx(by_step[step]["learn/loss"], abs=1e-6)
+        found = sum(loss_of_update(algorithm, rows, update, limit=8) for update in updates) if step > warm else 0.0
+        logged = by_step[step]["learn/loss"]
+        if algorithm.needs.critic:
+            # Logged as a mean over tokens of all updates; each update's loss has its own part's mean.
+            parts = [sum(sum(r["mask"]) for r in rows for u in r["updates"] or [] if u["update"] == n) for n in updates]
+            assert logged - found > 0
+            assert by_step[step]["learn/value_loss"] <= (logged - found) * max(parts) / sum(parts) * 1.001
+        else:
+            # The run sums in fp32: a loss of 100 has no seventh digit.
+            assert found == pytest.approx(logged, abs=1e-6, rel=1e-6)
 
 
 def test_every_advantage_is_recomputed_from_the_scores_in_the_dump(finished: tuple[Algorithm, Path]) -> None:
     algorithm, path = finished
     folder = RunFolder(path)
     for step in folder.rollout_steps():
-        groups: dict[int, list[dict[str, Any]]] = {}
-        for row in folder.read_rollouts("step", step):
-            groups.setdefault(row["group"], []).append(row)
-        for rows in groups.values():
-            if rows[0]["updates"] is None:
-                continue
-            expected = credit(algorithm, [shaped(algorithm, r) for r in rows])
-            for row, advantage in zip(rows, expected, strict=True):
-                said = [a for a, m in zip(row["advantages"], row["mask"], strict=True) if m]
-                assert said == pytest.approx([advantage] * len(said), abs=1e-5)
+        rows = folder.read_rollouts("step", step)
+        expected = expected_advantages(algorithm, rows)
+        assert expected
+        for row in rows:
+            if row["index"] in expected:
+                found = [row["advantages"][t] for t in said(row)]
+                assert found == pytest.approx(expected[row["index"]], abs=1e-5)
                 assert all(a == 0 for a, m in zip(row["advantages"], row["mask"], strict=True) if not m)
 
 
@@ -210,7 +290,7 @@ def test_a_rate_that_makes_weights_explode_stops_before_anything_is_overwritten(
     done = run("train", path, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert re.search("gradient norm of update 2 is nan|not finite|disagree", done.stderr), done.stderr
+    assert re.search("gradient norm of update 2 of the policy is nan|not finite|disagree", done.stderr), done.stderr
     steps = [line["step"] for line in metrics(tmp_path / "run")]
     assert max(RunFolder(tmp_path / "run").checkpoints(), default=0) <= max(steps)
     json.dumps(metrics(tmp_path / "run"), allow_nan=False)

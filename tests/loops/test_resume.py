@@ -57,6 +57,11 @@ def same(one: Path, other: Path, step: int) -> None:
     assert first["version"] == second["version"]
     for a, b in zip(first["trained"], second["trained"], strict=True):
         assert torch.equal(a, b)
+    assert ("reference" in first) == ("reference" in second)
+    for a, b in zip(first.get("reference", []), second.get("reference", []), strict=True):
+        assert torch.equal(a, b)
+    if (one / name / "critic.pt").exists():
+        assert (one / name / "critic.pt").read_bytes() == (other / name / "critic.pt").read_bytes()
     for key, state in first["optimizer"]["state"].items():
         for field, value in state.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(second["optimizer"]["state"][key][field]))
