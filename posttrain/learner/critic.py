@@ -31,9 +31,9 @@ class Critic:
         self.head.to(torch.promote_types(self.head.weight.dtype, torch.float32))
         if frozen:
             model.requires_grad_(False)
-        self.frozen = frozen
         changes = {"learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
-        self.stepper = Stepper(model, optimizer.model_copy(update=changes), total_updates, "critic")
+        self.stepper = None if frozen else Stepper(model, optimizer.model_copy(update=changes), total_updates, "critic")
+        """None where it is frozen."""
 
     def outputs(self, laid: Laid, policy_hidden: Tensor | None) -> Tensor:
         """`[M, B]`: what the head says of the state before each masked token. `policy_hidden [M, H]` is read where the
@@ -48,10 +48,13 @@ class Critic:
         return functional.linear(hidden.to(self.head.weight.dtype), self.head.weight)
 
     def save(self, folder: Path) -> None:
-        """Write what AutoModelForSequenceClassification loads, or the head alone."""
+        """Write what AutoModelForSequenceClassification loads, or the head alone; nothing of a frozen one."""
+        if self.stepper is None:
+            return
         if self.own:
             self.model.save_pretrained(folder / "critic")
         torch.save(self.stepper.state(), folder / "critic.pt")
 
     def load(self, folder: Path) -> None:
-        self.stepper.load(torch.load(folder / "critic.pt", map_location="cpu", weights_only=True))
+        if self.stepper is not None:
+            self.stepper.load(torch.load(folder / "critic.pt", map_location="cpu", weights_only=True))

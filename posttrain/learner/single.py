@@ -174,7 +174,7 @@ class SingleLearner:
 
     def step(self, policy: bool = True) -> Report:
         report = Report()
-        if self.critic is not None and not self.critic.frozen:
+        if self.critic is not None and self.critic.stepper is not None:
             norm, rate = self.critic.stepper.step()
             report += Report.value("learn/critic_grad_norm", norm) + Report.value("learn/critic_learning_rate", rate)
         if not policy:
@@ -186,7 +186,7 @@ class SingleLearner:
 
     def discard(self) -> None:
         self.stepper.discard()
-        if self.critic is not None:
+        if self.critic is not None and self.critic.stepper is not None:
             self.critic.stepper.discard()
 
     def snapshot(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.state import RowState, Terms
 from posttrain.algorithms.table import ALGORITHMS
-from posttrain.errors import TrainingError
 from posttrain.types import Annotation, Group, Sample, Verdict
 from tests.algorithms.made import TERMS, credited, group, noted, rollout, said
 
@@ -77,9 +76,9 @@ def test_step_rewards_change_who_gets_credit_but_never_what_a_response_is_worth(
         assert any(said(a) != pytest.approx(said(b)) for a, b in zip(before, after, strict=True))
 
 
-def test_a_step_reward_outside_the_response_is_refused_with_its_place() -> None:
-    with pytest.raises((ValueError, TrainingError), match="token 9 of a response of 3 tokens"):
-        credited("reinforce_pp", [graded(1.0, 3, ((9, 0.5),))], **PLAIN)
+def test_step_rewards_may_be_counted_from_the_end() -> None:
+    (sample,), _ = credited("reinforce_pp", [graded(1.0, 4, ((-2, 0.25), (-4, 0.5)))], **PLAIN)
+    assert rewards(sample) == pytest.approx([0.5, 0.0, 0.25, 0.25])
 
 
 def test_step_rewards_count_the_policys_own_tokens_and_not_a_tools() -> None:

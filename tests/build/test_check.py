@@ -49,7 +49,11 @@ WRONG = {
     "algorithm={name: grpo, kl: in_loss, kl_estimator: k1}": ["kl_estimator", "k1", "gradient", "k2, k3 or exact"],
     "algorithm={name: grpo, kl: in_reward, kl_estimator: exact}": ["kl_estimator", "exact", "kl: in_loss"],
     "algorithm={name: grpo, reduction: group_mean}": ["algorithm.reduction", "group_mean", "token_mean"],
-    "algorithm={name: rebel, reduction: token_mean}": ["algorithm.reduction", "token_mean", "use reduction: group_mean"],
+    "algorithm={name: rebel, reduction: token_mean}": [
+        "algorithm.reduction",
+        "token_mean",
+        "use reduction: group_mean",
+    ],
     "algorithm={name: grpo, credit: gae}": ["algorithm.critic", "none", "needs values", "squared, hl_gauss"],
     "algorithm={name: grpo, truncated: bootstrap}": ["algorithm.critic", "truncated: bootstrap", "use critic: squared"],
     "algorithm={name: pass_at_k, pass_k: 4}": ["algorithm.pass_k", "4", "rollout.group_size"],
