@@ -126,8 +126,8 @@ def algorithms(
                 console.print(f"  {escape(line)}", highlight=False)
     else:
         table = Table("name", "paper", "what makes it", "needs", box=None, pad_edge=False)
-        for line in overview():
-            table.add_row(*map(escape, line))
+        for entry in overview():
+            table.add_row(*map(escape, entry))
         console.print(table)
 
 

@@ -81,7 +81,7 @@ class ToyLearner:
         others = [Net() for _ in range(references - 1)]
         self.references = [net.requires_grad_(False) for net in (copy.deepcopy(self.net), *others)]
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=0.05)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=0.02)
         self.frozen = False
         """Whether the critic stays as it is."""
 

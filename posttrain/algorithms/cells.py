@@ -18,6 +18,8 @@ class Parameter:
     default: Any
     low: float | None = None
     """Values must be greater than this."""
+    least: float | None = None
+    """Values must not be less than this."""
     high: float | None = None
     """Values must not be greater than this."""
     choices: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ def choose(name: str, overrides: Mapping[str, Any]) -> Algorithm:
     chosen, mistakes = ALGORITHMS[name], []
     for column in [key for key in overrides if key in CATALOGUE]:
         kind = overrides[column]
-        if kind in CATALOGUE[column]:
+        if isinstance(kind, str) and kind in CATALOGUE[column]:
             chosen = chosen.replaced(cell(column, kind))
         else:
             mistakes.append(f"algorithm.{column}: {kind!r} is not one of {', '.join(CATALOGUE[column])}")
@@ -93,9 +94,49 @@ def contradictions(algorithm: Algorithm) -> list[str]:
         )
     if algorithm.trust.kind in ("penalty", "fixup") and algorithm.anchor.kind != "previous":
         found.append(f"algorithm.trust: {algorithm.trust.kind} bounds KL(old || new), so it needs anchor: previous")
-    low, high = algorithm.critic.settings.get("value_low", 0.0), algorithm.critic.settings.get("value_high", 1.0)
-    if low >= high:
-        found.append(f"algorithm.value_low: {low} is not below algorithm.value_high: {high}")
+    return found + _credit_contradictions(algorithm) + _bounds(algorithm)
+
+
+def _credit_contradictions(algorithm: Algorithm) -> list[str]:
+    """Cells before the loss that would do nothing, or the same thing twice."""
+    found, credit = [], algorithm.credit
+    if credit.kind == "v_trace" and algorithm.correction.kind != "none":
+        found.append(
+            f"algorithm.correction: {algorithm.correction.kind} would weigh the gap to the engine a second time beside "
+            "credit: v_trace; use correction: none"
+        )
+    if algorithm.truncated.kind == "bootstrap" and "critic" not in credit.entry.asks:
+        found.append(f"algorithm.truncated: bootstrap, but credit: {credit.kind} reads no values; use credit: gae")
+    if algorithm.whitening.kind != "none" and algorithm.objective.entry.level == "set":
+        found.append(
+            f"algorithm.whitening: {algorithm.whitening.kind}, but objective: {algorithm.objective.kind} reads scores, "
+            "not advantages; use whitening: none"
+        )
+    if algorithm.needs.parts:
+        plain = {"shaping": "none", "scaling": "none", "kl": "none", "truncated": "penalise"}
+        for column, kind in plain.items():
+            present = getattr(algorithm, column).kind
+            if (present == kind) if kind == "penalise" else (present not in (kind, "in_loss")):
+                found.append(
+                    f"algorithm.{column}: {present} changes the score, but credit: {credit.kind} reads each grader's "
+                    f"own; make it a grader, or use credit: group_norm"
+                )
+    if "greedy" in credit.entry.takes and algorithm.scaling.kind != "none":
+        found.append(
+            f"algorithm.scaling: {algorithm.scaling.kind} would scale the responses but not the greedy one they are "
+            "held against; use scaling: none"
+        )
+    return found
+
+
+def _bounds(algorithm: Algorithm) -> list[str]:
+    """Two ends of a range must be in order."""
+    found = []
+    for settings in (c.settings for c in algorithm.cells.values()):
+        for name in ("value", "importance", "geometric", "cov"):
+            low, high = settings.get(f"{name}_low"), settings.get(f"{name}_high")
+            if low is not None and high is not None and low >= high:
+                found.append(f"algorithm.{name}_low: {low} is not below algorithm.{name}_high: {high}")
     return found
 
 
@@ -108,6 +149,10 @@ def _wrong_value(parameter: Parameter, value: Any) -> str | None:
         return "must be a number"
     if isinstance(parameter.default, int) and not isinstance(value, int):
         return "must be a whole number"
+    if not math.isfinite(value):
+        return "must be finite"
+    if parameter.least is not None and value < parameter.least:
+        return f"must be at least {parameter.least:g}"
     if parameter.low is not None and value <= parameter.low:
         return f"must be greater than {parameter.low:g}"
     return f"must be at most {parameter.high:g}" if parameter.high is not None and value > parameter.high else None

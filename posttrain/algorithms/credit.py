@@ -105,8 +105,8 @@ def _in_group(algorithm: Algorithm, members: Sequence[Marked], terms: Terms, sta
             return torch.zeros_like(scores)
         inputs.append(torch.tensor(verdict.score, dtype=scores.dtype))
     if "baseline" in takes:
-        before = float(scores.mean()) if state.baseline is None else state.baseline
-        inputs.append(torch.tensor(before, dtype=scores.dtype))
+        # Nothing is known before the first step, and the group's own mean would not be a baseline from outside it.
+        inputs.append(torch.tensor(state.baseline or 0.0, dtype=scores.dtype))
     return credit(scores, *inputs)
 
 

@@ -118,6 +118,7 @@ def bounds(parameter: Parameter) -> str:
         return f"one of {', '.join(parameter.choices)}"
     found = ["whole"] if isinstance(parameter.default, int) else []
     found += [f"> {parameter.low:g}"] if parameter.low is not None else []
+    found += [f">= {parameter.least:g}"] if parameter.least is not None else []
     found += [f"<= {parameter.high:g}"] if parameter.high is not None else []
     return ", ".join(found + (["or null"] if parameter.optional else [])) or "any number"
 

@@ -133,16 +133,15 @@ def _scaled(
         return [list(row) for row in groups]
     if algorithm.scaling.kind == "batch":
         scaled = whitening.batch_norm(flat)
+        # Where all scores are equal there is no scale, and nothing to share out.
+        factor = 1 / float(flat.std(unbiased=False)) if bool(scaled.any()) else 0.0
     else:
         sums = whitening.running(int(state.reward_count), state.reward_mean, state.reward_square, flat)
         state.reward_count, state.reward_mean, state.reward_square = sums
         scaled = whitening.running_scale(flat, *sums)
-    std = float(flat.std(unbiased=False)) if algorithm.scaling.kind == "batch" else 0.0
-    if algorithm.scaling.kind == "running" and state.reward_count > 1:
-        std = (state.reward_square / state.reward_count) ** 0.5
+        factor = float(whitening.running_scale(torch.ones((), dtype=flat.dtype), *sums))
     bound = algorithm.scaling["reward_clip"]
     numbers = iter(scaled.clamp(-bound, bound).tolist())
-    factor = 1 / std if std > 0 else 1.0
     return [[(next(numbers), tuple((t, r * factor) for t, r in steps)) for _, steps in row] for row in groups]
 
 
@@ -164,7 +163,9 @@ def _kl(algorithm: Algorithm, rollout: Rollout, annotation: Annotation, i: int, 
     said = torch.tensor(rollout.mask)
     assert annotation.reference is not None
     assert rollout.logprobs is not None
-    policy = torch.tensor(rollout.logprobs) if annotation.previous is None else annotation.previous[i]
+    policy = (
+        torch.tensor(rollout.logprobs, dtype=torch.float64) if annotation.previous is None else annotation.previous[i]
+    )
     estimate = getattr(penalties, algorithm.kl["kl_estimator"])(
         policy.double()[:, None], annotation.reference[i].double()
     )

@@ -33,7 +33,6 @@ class Needs:
     """Scores of several graders, one by one."""
     uniform: bool
     """Log-probabilities averaged over the vocabulary."""
-    scores: bool = True
 
 
 @dataclass(frozen=True)

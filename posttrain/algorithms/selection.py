@@ -44,7 +44,8 @@ def note_spread(algorithm: Algorithm, groups: Sequence[Group], state: RowState) 
     """Move the running mean of groups' standard deviations by one step (RLPR, 2506.18254)."""
     if algorithm.selection.kind != "steady_spread":
         return
-    spreads = [_std([v.score for v in g.verdicts if v.score is not None]) for g in groups]
+    graded = [[v.score for v in g.verdicts if v.score is not None] for g in groups]
+    spreads = [_std(scores) for scores in graded if scores]
     if not spreads:
         return
     mean, decay = sum(spreads) / len(spreads), algorithm.selection["spread_decay"]
@@ -81,7 +82,7 @@ def kept(algorithm: Algorithm, members: Sequence[Item], marked: Callable[[Item],
         out = []
         for i in good:
             text = marked(members[i]).rollout.text
-            if cell["dedupe"] == "no" or text not in seen:
+            if cell["dedupe"] == "never" or text not in seen:
                 out.append(members[i])
             seen.add(text)
         return out

@@ -17,6 +17,8 @@ class RowState:
     kl_coefficient: float | None = None
     entropy_coefficient: float | None = None
     trust_coefficient: float | None = None
+    entropy_sought: bool = True
+    """Whether the entropy of the last step was low enough for an adaptive bonus to be paid at all."""
     baseline: float | None = None
     """Moving average of scores (credit: from_baseline); None before the first step."""
     spread: float | None = None
@@ -52,7 +54,7 @@ class RowState:
             references=terms.references,
             policy=1.0 if policy else 0.0,
             kl=self.kl_coefficient or 0.0,
-            entropy=self.entropy_coefficient or 0.0,
+            entropy=(self.entropy_coefficient or 0.0) if self.entropy_sought else 0.0,
             trust=self.trust_coefficient or 0.0,
         )
 
@@ -70,6 +72,7 @@ class RowState:
                 sequences,
             )
         if algorithm.entropy.kind == "adaptive" and "learn/entropy" in measured:
+            self.entropy_sought = measured["learn/entropy"] <= algorithm.entropy["entropy_target"]
             self.entropy_coefficient = penalties.adaptive_entropy(
                 self.entropy_coefficient or 0.0,
                 measured["learn/entropy"],

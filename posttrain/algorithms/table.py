@@ -145,7 +145,7 @@ ROWS: tuple[Algorithm, ...] = (
         "rejection_sampling",
         "2307.09288",
         credit="ones",
-        keep=("right", {"dedupe": "no"}),
+        keep=("right", {"dedupe": "never"}),
         objective="likelihood",
         correction="none",
         reduction="token_mean",

@@ -80,7 +80,7 @@ def _against_row(recipe: Recipe, algorithm: Algorithm) -> list[str]:
             f"rewards: {len(recipe.rewards)}, but credit: {algorithm.credit.kind} normalises several graders one by "
             "one; add another, or use credit: group_norm"
         )
-    if algorithm.credit.kind == "pass_at_k" and size <= algorithm.credit["pass_k"]:
+    if size <= algorithm.credit.settings.get("pass_k", 0):
         found.append(
             f"algorithm.pass_k: {algorithm.credit['pass_k']}, but a group of {size} responses has only one subset of "
             "that size or none, so nothing would be compared; raise rollout.group_size or lower pass_k"

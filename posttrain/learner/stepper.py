@@ -33,9 +33,11 @@ class Stepper:
         self.updates = 0
 
     def step(self) -> tuple[float, float]:
-        """One optimiser step; the gradient's norm before clipping, and the learning rate. Raises TrainingError for a
-        gradient that is not finite, the weights left as they are.
+        """One optimiser step, none where nothing was accumulated; the gradient's norm before clipping, and the learning
+        rate. Raises TrainingError for a gradient that is not finite, the weights left as they are.
         """
+        if all(p.grad is None for p in self.masters.parameters):
+            return 0.0, self.scheduler.get_last_lr()[0]
         norm = float(nn.utils.clip_grad_norm_(self.masters.parameters, self.settings.clip_norm))
         if not math.isfinite(norm):
             raise TrainingError(
@@ -74,6 +76,7 @@ class Stepper:
         for parameter, value in zip(self.masters.parameters, state["trained"], strict=True):
             parameter.copy_(value)
         self.masters.publish()
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Without a copy the optimiser would go on in the state's own tensors, and change what it came from.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.scheduler.load_state_dict(state["scheduler"])
         self.updates = state["updates"]

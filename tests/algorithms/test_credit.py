@@ -114,7 +114,7 @@ def test_a_baseline_from_earlier_steps_moves_by_its_decay_after_each_step() -> N
     for scores in ([(1.0, 0.0), (1.0,)], [(0.0, 0.0, 1.0)], [(None, 1.0), (None,)], [(0.5,)]):
         samples, _ = credited("reinforce_baseline", [group(*s) for s in scores], state=state, baseline_decay=0.8)
         graded = [[s for s in row if s is not None] for row in scores]
-        expected = [s - (statistics.fmean(row) if baseline is None else baseline) for row in graded for s in row]
+        expected = [s - (0.0 if baseline is None else baseline) for row in graded for s in row]
         assert [said(s)[0] for s in samples] == pytest.approx(expected)
         mean = statistics.fmean([s for row in graded for s in row])
         baseline = mean if baseline is None else 0.8 * baseline + 0.2 * mean

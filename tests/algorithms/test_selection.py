@@ -130,7 +130,7 @@ class TestResponses:
         verdicts = tuple(Verdict(s) for s in (1.0, 0.0, 1.0, 1.0, 1.0))
         one = Group(group(1.0).prompt, rollouts, verdicts)
         assert kept("right", one) == [0, 3, 4]
-        assert kept("right", one, dedupe="no") == [0, 2, 3, 4]
+        assert kept("right", one, dedupe="never") == [0, 2, 3, 4]
         elsewhere = Group(group(1.0).prompt, rollouts, verdicts)
         samples, _ = credited("expert_iteration", [one, elsewhere])
         assert [s.group for s in samples] == [0, 0, 0, 1, 1, 1]

@@ -16,7 +16,7 @@ vllm_importance_sampling_mode token_truncate, token_mask, token_mask with clip_m
 Known differences (asserted unless said otherwise):
 
 - TRL's standard deviations are unbiased and have 1e-4 added, ours are the population's and have a floor instead: with
-  s = our std of n scores, TRL's advantages are ours x s / (s sqrt(n / (n - 1)) + 1e-4), whatever the scores.
+  s = our std of n scores, TRL's advantages are ours x s / (s sqrt(n / (n - 1)) + 1e-4).
 - normalize_then_sum does so twice, once per component and group and once over the step.
 - The second time, and normalize_advantages, go over responses, ours over tokens: the same where lengths are equal.
 - A component that a grader left out adds 0 in TRL; ours takes the others' mean for it, which adds 0 too, but counts in
@@ -47,19 +47,7 @@ from posttrain.algorithms.credit import assign_credit
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import Terms
 from posttrain.types import Annotation, Group, Prompt, Sample, Verdict
-from tests.algorithms.trl_side import (
-    LENGTHS,
-    MAX_TOKENS,
-    SIZE,
-    Model,
-    StandIn,
-    Step,
-    gradient,
-    inputs,
-    leaf,
-    ours,
-    same,
-)
+from tests.algorithms.trl_side import MAX_TOKENS, SIZE, Model, StandIn, Step, gradient, inputs, leaf, ours, same
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TRL does not know the installed vLLM yet.
@@ -75,7 +63,7 @@ PARTS = (SCORES, (0.0, 0.0, 1.0, 1.0, -3.0, 1.0, 8.0, 2.0, 0.5, 0.1, 0.2, 0.9))
 WEIGHTS = (0.7, 0.3)
 BESSEL = 1e-6
 """A tolerance: TRL corrects its standard deviations by a factor in fp32."""
-EQUAL = {"lengths": (6,) * len(LENGTHS), "tools": {}}
+EQUAL = {"lengths": (6,) * len(SCORES), "tools": {}}
 Scores = Sequence[float | None]
 
 
@@ -271,11 +259,9 @@ def test_a_whole_step_from_scores_to_gradients_is_that_of_trl(correction: str, l
     )
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "name", "factor"), [("grpo", "grpo", 9 / 12), ("dr_grpo", "dr_grpo", 9 / 12), ("dapo", "dapo", 1)]
-)
-def test_cut_responses_are_masked_as_in_trl_which_counts_them(loss_type: str, name: str, factor: float) -> None:
-    step, settings = Step(cut=(2, 5, 6)), {"loss_type": loss_type, "max_completion_length": MAX_TOKENS}
+@pytest.mark.parametrize(("name", "factor"), [("grpo", 9 / 12), ("dr_grpo", 9 / 12), ("dapo", 1)])
+def test_cut_responses_are_masked_as_in_trl_which_counts_them(name: str, factor: float) -> None:
+    step, settings = Step(cut=(2, 5, 6)), {"loss_type": name, "max_completion_length": MAX_TOKENS}
     stand_in = Generated(GRPOConfig, step, SCORES, scale_rewards="none", mask_truncated_completions=True, **settings)
     stand_in.args.steps_per_generation = 3  # As it is with stale samples, so that old log-probabilities are kept.
     given = stand_in.scored(GRPOTrainer)
@@ -286,14 +272,14 @@ def test_cut_responses_are_masked_as_in_trl_which_counts_them(loss_type: str, na
     same(found, GRPOTrainer._compute_loss(stand_in, model, given), model)
 
 
-@pytest.mark.parametrize(("loss_type", "name", "factor"), [("grpo", "grpo", 9 / 12), ("dr_grpo", "dr_grpo", 9 / 12)])
-def test_responses_without_a_score_stay_in_the_denominators_of_trl(loss_type: str, name: str, factor: float) -> None:
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo"])
+def test_responses_without_a_score_stay_in_the_denominators_of_trl(name: str) -> None:
     scores = (1.0, None, 0.3, 0.7, 5.0, 2.0, None, None, 0.0, 0.5, 2.0, 1.0)
-    step, settings = Step(), {"loss_type": loss_type, "max_completion_length": MAX_TOKENS}
+    step, settings = Step(), {"loss_type": name, "max_completion_length": MAX_TOKENS}
     stand_in = Generated(GRPOConfig, step, scores, scale_rewards="none", **settings)
     algorithm, model = choose(name, {"credit": "group_mean", "correction": "none"}), leaf(step)
     given = {**stand_in.scored(GRPOTrainer), "old_per_token_logps": step.previous}
-    found = factor * ours(algorithm, step, model, credited(algorithm, step, scores))
+    found = 9 / 12 * ours(algorithm, step, model, credited(algorithm, step, scores))
     same(found, GRPOTrainer._compute_loss(stand_in, model, given), model)
 
 

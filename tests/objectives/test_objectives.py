@@ -109,3 +109,8 @@ def test_reductions_weigh_tokens_and_sequences_as_their_names_say() -> None:
 def test_overlong_punishment_starts_at_the_buffer_and_ends_at_the_limit() -> None:
     found = [shaping.overlong(n, 100, overlong_buffer=0.2, overlong_penalty=1.0) for n in (0, 80, 90, 100)]
     assert found == pytest.approx([0.0, 0.0, -0.5, -1.0])
+
+
+def test_group_mean_divides_by_the_groups_of_the_step() -> None:
+    assert float(reductions.group_mean(wide([1.0, 3.0]), 4)) == 1.0
+    assert float(reductions.group_mean(wide([]), 0)) == 0.0

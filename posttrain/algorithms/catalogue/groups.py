@@ -32,7 +32,7 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             {
                 "spread_factor": positive(0.5),
                 "spread_decay": Parameter(0.99, low=0.0, high=1.0),
-                "spread_warmup": Parameter(10, low=-1),
+                "spread_warmup": Parameter(10, least=0),
             },
             "Groups whose std is below spread_factor x its running mean are dropped, after spread_warmup steps.",
             min_group=2,
@@ -77,7 +77,7 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "win_rate": Kind("advantages.win_rate", level="group", asks=asks("preference"), min_group=2),
         "batch_std": Kind("advantages.batch_std", FLOOR, level="step", min_group=2),
         "reward_to_go": Kind("returns.reward_to_go", GAMMA),
-        "gae": Kind("returns.gae", {**GAMMA, "lam": Parameter(0.95, low=-1.0, high=1.0)}, asks=asks("critic")),
+        "gae": Kind("returns.gae", {**GAMMA, "lam": Parameter(0.95, least=0.0, high=1.0)}, asks=asks("critic")),
         "length_adaptive_gae": Kind(
             "returns.length_adaptive_gae", {**GAMMA, "adaptive_alpha": positive(0.05)}, asks=asks("critic")
         ),
@@ -86,7 +86,7 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             "returns.v_trace",
             {
                 **GAMMA,
-                "lam": Parameter(1.0, low=-1.0, high=1.0),
+                "lam": Parameter(1.0, least=0.0, high=1.0),
                 "rho_cap": positive(1.0),
                 "c_cap": positive(1.0),
             },
@@ -105,7 +105,7 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "best_worst": Kind(None, about="The best and the worst response of each group.", min_group=2),
         "right": Kind(
             None,
-            {**RIGHT, "dedupe": Parameter("text", choices=("text", "no"))},
+            {**RIGHT, "dedupe": Parameter("text", choices=("text", "never"))},
             "Responses that score right_score or more; equal texts of one prompt once.",
         ),
         "one_each": Kind(None, RIGHT, "One response at or above right_score and one below it.", min_group=2),
