@@ -51,7 +51,7 @@ class Learner(Protocol):
 
     def step(self, policy: bool = True) -> Report:
         """One optimiser step over what was accumulated, of the critic too; the version goes up by one. With `policy`
-        False only the critic moves.
+        False only the critic moves, and the version stays.
         """
 
     def discard(self) -> None:

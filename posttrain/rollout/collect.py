@@ -51,15 +51,18 @@ def collect(sampler: Sampler, stream: PromptStream, grader: Grader, chosen: Chos
 
     Raises TrainingError, with the pass rates seen, when no group at all can be learnt from.
     """
-    out, algorithm, drawn = Collected(), chosen.algorithm, 0
+    out, algorithm = Collected(), chosen.algorithm
+    seen: Counter[str] = Counter()
     for number in range(1, rounds(algorithm) + 1):
         prompts = stream.take(draw.prompts - len(out.groups))
         greedy: list[Verdict | None] = [None] * len(prompts)
         if algorithm.needs.greedy:
             prompts, greedy = _worth_sampling(sampler, grader, algorithm, draw, prompts, out)
-        drawn += len(prompts)
-        groups, report = draw_groups(sampler, prompts, grader, draw, ("train", step))
-        out.report += report + Report.mean("rollout/rounds", 1.0, 1 if number == 1 else 0)
+        out.report += Report.mean("rollout/rounds", 1.0, 1 if number == 1 else 0)
+        if not prompts:
+            continue
+        groups, report = draw_groups(sampler, prompts, grader, draw, ("train", step), seen)
+        out.report += report
         for group, verdict in zip(groups, greedy, strict=True):
             keep = algorithm.selection.kind == "all" or informative(algorithm, group, chosen.state)
             (out.groups if keep else out.dropped).append(replace(group, greedy=verdict))
@@ -67,15 +70,15 @@ def collect(sampler: Sampler, stream: PromptStream, grader: Grader, chosen: Chos
             break
     note_spread(algorithm, [*out.groups, *out.dropped], chosen.state)
     if not out.groups:
-        raise TrainingError(_starved(algorithm, out, drawn, step))
+        raise TrainingError(_starved(algorithm, out, step))
     out.report += Report.mean("rollout/dropped_groups", len(out.dropped), 1)
     return out
 
 
-def _starved(algorithm: Algorithm, out: Collected, drawn: int, step: int) -> str:
+def _starved(algorithm: Algorithm, out: Collected, step: int) -> str:
     """Why a step has nothing to learn from, and what helps."""
     tries = rounds(algorithm)
-    if not drawn:
+    if not out.dropped:
         return (
             f"step {step}: every prompt of {tries} rounds had a greedy answer that was right already, so there is "
             "nothing to learn. Use harder prompts, or algorithm.selection: all"
@@ -106,15 +109,26 @@ def _worth_sampling(
 
 
 def draw_groups(
-    sampler: Sampler, prompts: Sequence[Prompt], grader: Grader, draw: Draw, purpose: tuple[str, int]
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    grader: Grader,
+    draw: Draw,
+    purpose: tuple[str, int],
+    seen: Counter[str] | None = None,
 ) -> tuple[list[Group], Report]:
-    """Draw `group_size` responses to each prompt and grade them. `purpose` (a word, a step) goes into the seeds."""
+    """Draw `group_size` responses to each prompt and grade them. `purpose` (a word, a step) goes into the seeds, and so
+    does how often a prompt was `seen` before under it, or its responses would be the same ones again.
+    """
     word, step = purpose
-    requests = [
-        Request(prompt, request_seed(draw.seed, word, step, prompt.id, k), word)
-        for prompt in prompts
-        for k in range(draw.group_size)
-    ]
+    seen = Counter() if seen is None else seen
+    requests = []
+    for prompt in prompts:
+        first = seen[prompt.id] * draw.group_size
+        seen[prompt.id] += 1
+        requests += [
+            Request(prompt, request_seed(draw.seed, word, step, prompt.id, first + k), word)
+            for k in range(draw.group_size)
+        ]
     started = time.perf_counter()
     rollouts = sampler.generate(requests, draw.sampling)
     drawn = time.perf_counter()

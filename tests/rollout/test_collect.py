@@ -139,3 +139,12 @@ def test_groups_of_little_spread_are_dropped_once_the_running_mean_is_known(grad
     second = collect(Half(), source, grader, row, DRAW, step=2)
     assert all(g.prompt.columns["useful"] for g in second.groups)
     assert all(not g.prompt.columns["useful"] for g in second.dropped)
+
+
+def test_a_prompt_that_comes_round_again_in_a_step_is_answered_anew(grader: Grader) -> None:
+    sampler = Half()
+    collect(sampler, stream([False, False]), grader, chosen("grpo"), DRAW, step=1)
+    assert len({(r.prompt.id, r.seed) for r in sampler.requests}) == len(sampler.requests) == 16
+    again = Half()
+    collect(again, stream([False, False]), grader, chosen("grpo"), DRAW, step=1)
+    assert [r.seed for r in again.requests] == [r.seed for r in sampler.requests]

@@ -184,13 +184,13 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "stop": Kind(
             None,
             TRUST,
-            "No further update of a step once its mean KL(old || new) is above max_kl.",
+            "No further update of a step once the mean KL(old || new) of its samples is above max_kl.",
             asks=RATIO,
         ),
         "rollback": Kind(
             None,
             TRUST,
-            "An update that brings the mean KL(old || new) above max_kl is undone.",
+            "An update that brings the mean KL(old || new) of its samples above max_kl is undone, and the step ends.",
             asks=RATIO,
         ),
         "penalty": Kind(
