@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from posttrain.objectives.sets import best_worst, decided, each
+
 
 def rebel(log_ratios: Tensor, scores: Tensor, groups: Tensor, rebel_eta: float = 1.0) -> Tensor:
     """`[S]` to `[K]`: mean over pairs of ((lr_i - lr_j) / eta - (r_i - r_j))^2 (REBEL, 2404.16767).
@@ -46,18 +48,27 @@ def agro(log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: floa
     return _each(variance, log_ratios, scores, groups)
 
 
-def best_worst_sigmoid(log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: float = 0.1) -> Tensor:
-    """`[S]` to `[K]`: -log sigmoid(beta (lr_best - lr_worst)) (online DPO: 2402.04792; best and worst: 2410.18252).
+def best_worst_sigmoid(
+    log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: float = 0.1, label_smoothing: float = 0.0
+) -> Tensor:
+    """`[S]` to `[K]`: -log sigmoid(beta (lr_best - lr_worst)) (DPO, 2305.18290; online: 2402.04792).
 
-    Of several best or worst the first counts. A group of equal scores prefers nothing: loss 0, gradient 0.
+    With label smoothing e it is (1 - e) of that plus e times the same for the flipped pair (cDPO: labels are wrong with
+    probability e). Of several best or worst the first counts. A group of equal scores prefers nothing: loss 0,
+    gradient 0.
     """
-    return _each(lambda lr, r: _decided(-logsigmoid(contrast_beta * _margin(lr, r)), r), log_ratios, scores, groups)
+
+    def loss(lr: Tensor, r: Tensor) -> Tensor:
+        margin = contrast_beta * _margin(lr, r)
+        return decided(-(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin), r)
+
+    return _each(loss, log_ratios, scores, groups)
 
 
 def best_worst_squared(log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: float = 0.1) -> Tensor:
     """`[S]` to `[K]`: (lr_best - lr_worst - 1 / (2 beta))^2 (IPO, 2310.12036), chosen as above."""
     return _each(
-        lambda lr, r: _decided((_margin(lr, r) - 1 / (2 * contrast_beta)).square(), r), log_ratios, scores, groups
+        lambda lr, r: decided((_margin(lr, r) - 1 / (2 * contrast_beta)).square(), r), log_ratios, scores, groups
     )
 
 
@@ -72,14 +83,7 @@ def squared_log_ratio(log_ratios: Tensor, scores: Tensor, groups: Tensor, kimi_t
 
 def _each(loss: Callable[[Tensor, Tensor], Tensor], log_ratios: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
     """`[S]` three times to `[K]`: the loss of every group of two or more."""
-    scores = scores.detach().to(log_ratios.dtype)
-    losses: list[Tensor] = []
-    for name in groups.unique():
-        member = groups == name
-        # The empty sum is a 0 that is still part of the graph: backward works on a batch of groups of one.
-        alone = int(member.sum()) < 2
-        losses.append(log_ratios[:0].sum() if alone else loss(log_ratios[member], scores[member]))
-    return torch.stack(losses) if losses else log_ratios[:0]
+    return each(loss, groups, log_ratios, scores.detach().to(log_ratios.dtype))
 
 
 def _pair_mean(values: Tensor) -> Tensor:
@@ -90,9 +94,5 @@ def _pair_mean(values: Tensor) -> Tensor:
 
 def _margin(log_ratios: Tensor, scores: Tensor) -> Tensor:
     """`[G]` to `[]`: log-ratio of the best response minus that of the worst."""
-    return log_ratios[scores.argmax()] - log_ratios[scores.argmin()]
-
-
-def _decided(loss: Tensor, scores: Tensor) -> Tensor:
-    """`[]`: the loss where a best and a worst exist, 0 where all scores are equal."""
-    return torch.where(scores.max() > scores.min(), loss, torch.zeros_like(loss))
+    best, worst = best_worst(log_ratios, scores)
+    return best - worst

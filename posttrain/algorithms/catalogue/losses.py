@@ -22,6 +22,7 @@ EXACT_IN_REWARD = (
 CLIP = {"clip_low": positive(0.2), "clip_high": positive(0.2)}
 CAP = {"importance_cap": positive(2.0)}
 CONTRAST = {"contrast_beta": positive(0.1)}
+SMOOTHING = {"label_smoothing": Parameter(0.0, least=0.0, high=0.499)}
 FRACTION = {"cov_fraction": Parameter(2e-4, low=0.0, high=1.0)}
 TRUST = {"max_kl": positive(0.05)}
 PENALTY = {"trust_coefficient": positive(1.0)}
@@ -101,7 +102,7 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "rebel": Kind("contrasts.rebel", {"rebel_eta": positive(1.0)}, level="set", asks=RATIO, min_group=2),
         "copg": Kind("contrasts.copg", CONTRAST, level="set", min_group=2),
         "agro": Kind("contrasts.agro", CONTRAST, level="set", min_group=2),
-        "best_worst_sigmoid": Kind("contrasts.best_worst_sigmoid", CONTRAST, level="set", min_group=2),
+        "best_worst_sigmoid": Kind("contrasts.best_worst_sigmoid", CONTRAST | SMOOTHING, level="set", min_group=2),
         "best_worst_squared": Kind("contrasts.best_worst_squared", CONTRAST, level="set", min_group=2),
         "squared_log_ratio": Kind(
             "contrasts.squared_log_ratio", {"kimi_tau": positive(0.1)}, level="set", asks=RATIO, min_group=2
