@@ -6,22 +6,26 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from posttrain import __version__
 from posttrain.algorithms.describe import find, markdown, overview, page
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.build.check import Checked, check
+from posttrain.build.pipeline import Outcome, check_pipeline, graph, main_figures
+from posttrain.build.pipeline import train as train_pipeline
 from posttrain.errors import PosttrainError
 from posttrain.metrics import RunFolder
 from posttrain.metrics.inspection import View, render
 from posttrain.recipe import dump, load, parse
+from posttrain.recipe.pipeline import Pipeline, is_pipeline, read_pipeline
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True)
@@ -34,14 +38,20 @@ Overrides = Annotated[
 
 @app.command("check")
 def check_command(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]")]) -> None:
-    """Show whole recipes with every default, what follows from their numbers, and every mistake."""
+    """Show whole recipes with every default, what follows from their numbers, and every mistake.
+
+    Of a pipeline: every stage, and which artefact goes where.
+    """
     files = [text for text in recipes if "=" not in text]
     overrides = [text for text in recipes if "=" in text]
     wrong = 0
     for file in files:
         try:
-            checked = check(load(file, overrides), file)
-            _show(checked, file)
+            if is_pipeline(file):
+                pipeline = read_pipeline(file, overrides)
+                _show_pipeline(pipeline, check_pipeline(pipeline))
+            else:
+                _show(check(load(file, overrides), file), file)
         except PosttrainError as error:
             wrong += 1
             _complain(error)
@@ -56,8 +66,15 @@ def train(
     force: Annotated[bool, typer.Option(help="Continue a folder that holds a different recipe.")] = False,
     quiet: Annotated[bool, typer.Option(help="Do not print the recipe first.")] = False,
 ) -> None:
-    """Run a recipe, or continue it where its run folder stopped."""
+    """Run a recipe, or continue it where its run folder stopped; of a pipeline, every stage that is not finished."""
     started = time.perf_counter()
+    if is_pipeline(recipe):
+        pipeline = read_pipeline(recipe, overrides or [])
+        stages = check_pipeline(pipeline)
+        if not quiet:
+            _show_pipeline(pipeline, stages)
+        console.print(_outcomes(train_pipeline(pipeline, stages, force)))
+        return
     checked = check(load(recipe, overrides or []), str(recipe))
     if not quiet:
         _show(checked, str(recipe))
@@ -140,12 +157,38 @@ def version() -> None:
 def _show(checked: Checked, source: str) -> None:
     console.print(f"[bold]{escape(source)}[/bold]")
     console.print(escape(dump(checked.recipe)), highlight=False)
+    _show_row(checked)
+
+
+def _show_row(checked: Checked) -> None:
     row = checked.algorithm
     console.print(
         f"algorithm {row.name} ({row.paper}): " + escape("; ".join(f"{c}: {v}" for c, v in row.cells.items()))
     )
     for line in checked.equations:
         console.print(f"  {escape(line)}", highlight=False)
+
+
+def _show_pipeline(pipeline: Pipeline, checked: Mapping[str, Checked]) -> None:
+    console.print(f"[bold]{escape(pipeline.source)}[/bold]")
+    for stage in pipeline.stages:
+        console.print(f"[bold]stage {escape(stage.name)}[/bold]", highlight=False)
+        if stage.evaluates:
+            console.print(f"figures of stage {stage.evaluates} on data.eval", highlight=False)
+        else:
+            _show_row(checked[stage.name])
+    console.print("[bold]artefacts[/bold]")
+    for line in graph(pipeline):
+        console.print(f"  {escape(line)}", highlight=False)
+
+
+def _outcomes(outcomes: Sequence[Outcome]) -> Table:
+    table = Table("stage", Column("made", overflow="fold"), "steps", "seconds", "figures", title="stages")
+    for outcome in outcomes:
+        steps = "" if outcome.steps is None else str(outcome.steps)
+        figures = "\n".join(main_figures(outcome.figures))
+        table.add_row(*map(escape, (outcome.stage, outcome.made, steps, f"{outcome.seconds:.0f}", figures)))
+    return table
 
 
 def _results(summary: dict[str, object]) -> Table:

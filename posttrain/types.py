@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "given"]
 """`stop`: the policy ended its turn; `length`: cut at the token limit; `given`: read from a file."""
 
+Author = Literal["policy", "data", "opponent"]
+"""Who said a response: the policy that is trained, the data set, or another policy it plays against."""
+
 Status = Literal["ok", "unparsable", "timeout", "error"]
 
 Message = Mapping[str, str]
@@ -63,6 +66,7 @@ class Rollout:
     """The weight version that drew each token, -1 where the mask is False; None offline."""
     seed: int | None = None
     sampling: Sampling | None = None
+    author: Author = "policy"
 
     def __post_init__(self) -> None:
         for name in ("mask", "logprobs", "versions"):
@@ -156,12 +160,14 @@ class Sample:
     values: Tensor | None = None
     """What it said."""
     uniform: Tensor | None = None
+    ends: Tensor | None = None
+    """[T]: 1 at the last token of a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups`, `scores`, `index` `[S]`,
-    and `reference` `[N, R]`.
+    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups`, `scores`, `index`,
+    `author` `[S]`, and `reference` `[N, R]`.
     """
 
     tokens: Tensor
@@ -177,6 +183,8 @@ class Batch:
     scores: Tensor
     index: Tensor
     """[S]: which of the optimiser step's samples each sequence is."""
+    author: Tensor
+    """[S]: who said it, as `posttrain.objectives.sets` counts."""
     total_tokens: int
     """Masked tokens of the whole optimiser step: a denominator, whatever the micro-batch."""
     total_sequences: int
@@ -188,6 +196,7 @@ class Batch:
     returns: Tensor | None = None
     values: Tensor | None = None
     uniform: Tensor | None = None
+    ends: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +210,10 @@ class Scored:
     kl: Tensor | None = None
     """`[N, R]` exact KL(policy || reference), with gradient."""
     values: Tensor | None = None
-    """`[N, B]` the critic's outputs, with gradient."""
+    """`[N, B]` outputs of the critic, or of a reward model after the token, with gradient."""
     uniform: Tensor | None = None
     """`[N]` log-probabilities averaged over the vocabulary, without gradient."""
+    collision: Tensor | None = None
+    """`[N]` log of the probability that two draws of the token are the same one, without gradient."""
+    states: Tensor | None = None
+    """`[N, H]` last hidden states of a reward model after the token, with gradient."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Level = Literal["group", "step", "token", "set"]
+Level = Literal["group", "step", "token", "set", "scorer", "scorer_token"]
 """Credit: from the scores of a `group`, of the whole `step`, or from rewards `token` by token. Objective: a loss for
-each `token`, for each token with a view of the whole update (`step`), or for each group as a `set` of sequences."""
+each `token`, for each token with a view of the whole update (`step`), or for each group as a `set` of sequences. A
+`scorer` objective makes a reward model's loss for each group, a `scorer_token` one for each labelled token."""
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ def _sample(algorithm: Algorithm, credited: _Credited) -> Sample:
         score=float(marked.score),
         previous=marked.noted("previous"),
         reference=marked.noted("reference"),
-        returns=None if credited.returns is None or algorithm.critic.kind == "frozen" else placed(credited.returns),
+        returns=placed(credited.returns) if credited.returns is not None and algorithm.learns_values else None,
         values=None if marked.annotation.values is None else placed(marked.values(algorithm)[:-1]),
         uniform=marked.noted("uniform"),
+        ends=placed(marked.ends()) if algorithm.needs.steps else None,
     )

@@ -18,13 +18,15 @@ import yaml
 
 from posttrain.algorithms.catalogue import CATALOGUE, cell
 from posttrain.algorithms.cells import Kind, Parameter
-from posttrain.algorithms.choice import contradictions
+from posttrain.algorithms.contradictions import contradictions
 from posttrain.algorithms.row import DEFAULTS, Algorithm
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.algorithms.variants import VARIANTS
 from posttrain.errors import PosttrainError
 
 COLUMNS = {
+    "source": "Where responses come from.",
+    "opponent": "Whose responses stand beside the policy's.",
     "selection": "Which groups are learnt from.",
     "shaping": "What a response's length adds to its score.",
     "truncated": "What becomes of a response that was cut at the token limit.",
@@ -34,9 +36,13 @@ COLUMNS = {
     "keep": "Which responses of a group are learnt from, after credit.",
     "anchor": "What log-ratios are taken to.",
     "ratio": "The level of the log-ratio.",
+    "divergence": "What a log-ratio becomes under another divergence than the reverse KL.",
     "objective": "From log-ratios and advantages to losses.",
+    "weighting": "How much a group's loss counts.",
     "correction": "Weights for the gap between the engine that sampled and the trainer.",
     "reduction": "From losses to the step's loss.",
+    "cloning": "What is learnt by likelihood beside a loss of groups.",
+    "contrast": "What a reward model learns of its states beside its scores.",
     "kl": "The penalty towards the reference policies.",
     "entropy": "The bonus for entropy.",
     "critic": "The loss of the value function.",
@@ -52,6 +58,21 @@ NEEDS = {
     "preference": "a grader that compares two responses",
     "parts": "several graders",
     "uniform": "log-probabilities averaged over the vocabulary",
+    "collision": "log-probabilities that two draws are the same token",
+    "given": "answers that come with the data",
+    "sampler": "an engine that responds while the run lasts",
+    "opponent": "responses of another policy",
+    "refresh": "a reference that follows the policy (reference.refresh: copy)",
+    "mismatched": "the log-ratio of other prompts' responses",
+    "shift": "the mean log-ratio of the run so far",
+    "pairs": "responses to a prompt of which one is better",
+    "margins": "scores or margins in the data",
+    "ties": "pairs, ties among them",
+    "steps": "responses cut into labelled steps",
+    "in_context": "each response of a pair read with the other one before it",
+    "conditioning": "texts that say what an answer is worth (data.conditioning)",
+    "scorer": "a reward model in the policy's place",
+    "states": "the reward model's last hidden states",
 }
 MENDS = (
     {"critic": "squared"},

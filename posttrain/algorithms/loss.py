@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from posttrain.algorithms.bound import formula
 from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.set_loss import level, set_loss, shared_out
 from posttrain.algorithms.state import Coefficients
 from posttrain.metrics import Report
 from posttrain.objectives import penalties
-from posttrain.objectives.reductions import per_segment
 from posttrain.objectives.tokens import Tokens
 from posttrain.types import Batch, Scored
 
@@ -33,13 +33,14 @@ def batch_loss(algorithm: Algorithm, scored: Scored, batch: Batch, coefficients:
     log_ratio = torch.where(mask, logprobs - _anchor(algorithm, batch, previous, coefficients), zero)
     gap = torch.where(mask, previous - batch.behaviour, zero)
     weights = formula(algorithm.correction)(gap, mask, segment)
-    reduce = _reduction(algorithm, batch, coefficients)
     if algorithm.objective.entry.level == "set":
-        loss = reduce(_set_losses(algorithm, log_ratio, batch))
+        loss, of_sets = set_loss(algorithm, log_ratio, scored, batch, coefficients)
     else:
-        loss = reduce(weights * _token_losses(algorithm, log_ratio, logprobs, scored, batch))
+        losses = weights * _token_losses(algorithm, log_ratio, logprobs, scored, batch)
+        loss = _reduction(algorithm, batch, coefficients)(losses)
+        of_sets = Report()
     loss = coefficients.policy * loss
-    report = _about(log_ratio.detach(), weights, mask)
+    report = _about(log_ratio.detach(), weights, mask) + of_sets
     for term, about in _penalties(algorithm, scored, batch, coefficients, logprobs - previous):
         loss, report = loss + term, report + about
     return loss, report
@@ -49,7 +50,9 @@ def _anchor(algorithm: Algorithm, batch: Batch, previous: Tensor, coefficients: 
     """`[N]` log-probabilities that log-ratios are taken to."""
     if algorithm.anchor.kind == "behaviour":
         return batch.behaviour
-    if algorithm.anchor.kind == "reference":
+    if algorithm.anchor.kind == "none":
+        return torch.zeros_like(previous)
+    if algorithm.anchor.kind in ("reference", "iterate"):
         assert batch.reference is not None
         return shared_out(batch.reference, coefficients.references)
     return previous
@@ -57,21 +60,13 @@ def _anchor(algorithm: Algorithm, batch: Batch, previous: Tensor, coefficients: 
 
 def _token_losses(algorithm: Algorithm, log_ratio: Tensor, logprobs: Tensor, scored: Scored, batch: Batch) -> Tensor:
     """`[N]`: the objective of every token."""
-    levelled = formula(algorithm.ratio)(log_ratio, batch.mask, batch.segment)
+    levelled = level(algorithm, log_ratio, batch)
     objective = formula(algorithm.objective)
     if "tokens" not in algorithm.objective.entry.takes:
         return objective(levelled, batch.advantages)
     uniform = _uniform_after(scored, batch) if algorithm.needs.uniform else None
-    return objective(levelled, batch.advantages, Tokens(logprobs, batch.mask, batch.segment, uniform))
-
-
-def _set_losses(algorithm: Algorithm, log_ratio: Tensor, batch: Batch) -> Tensor:
-    """`[K]`: one loss per group, from the log-ratio of each sequence that has a masked token."""
-    levelled = formula(algorithm.ratio)(log_ratio, batch.mask, batch.segment)
-    total, count = per_segment(levelled, batch.mask, batch.segment)
-    learnt = count > 0
-    per_sequence = (total / count.clamp(min=1))[learnt]
-    return formula(algorithm.objective)(per_sequence, batch.scores[learnt], batch.groups[learnt])
+    ends = None if batch.ends is None else batch.ends.bool()
+    return objective(levelled, batch.advantages, Tokens(logprobs, batch.mask, batch.segment, uniform, ends))
 
 
 def _uniform_after(scored: Scored, batch: Batch) -> Tensor:
@@ -90,8 +85,6 @@ def _uniform_after(scored: Scored, batch: Batch) -> Tensor:
 def _reduction(algorithm: Algorithm, batch: Batch, coefficients: Coefficients) -> Reduce:
     """The row's reduction with the step's denominators in it."""
     reduce = formula(algorithm.reduction, constant_length=coefficients.constant_length)
-    if algorithm.objective.entry.level == "set":
-        return lambda loss: reduce(loss, batch.total_groups)
     return lambda loss: reduce(loss, batch.mask, batch.segment, batch.total_tokens, batch.total_sequences)
 
 
@@ -134,11 +127,6 @@ def _kl(algorithm: Algorithm, scored: Scored, batch: Batch, coefficients: Coeffi
     reference = torch.where(batch.mask[:, None], batch.reference, zero)
     estimate = getattr(penalties, algorithm.kl["kl_estimator"])(policy, reference)
     return shared_out(estimate, coefficients.references)
-
-
-def shared_out(values: Tensor, shares: Sequence[float]) -> Tensor:
-    """`[T, R]` numbers of R references to `[T]`, each by its share."""
-    return values @ torch.tensor(shares, dtype=values.dtype, device=values.device)
 
 
 def _about(log_ratio: Tensor, weights: Tensor, mask: Tensor) -> Report:

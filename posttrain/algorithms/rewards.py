@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from posttrain.algorithms.bound import formula
-from posttrain.algorithms.loss import shared_out
 from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.set_loss import shared_out
 from posttrain.algorithms.state import RowState, Terms
 from posttrain.metrics import Report
 from posttrain.objectives import penalties, values, whitening
@@ -82,11 +82,21 @@ class Marked:
             assert previous is not None
             assert self.rollout.logprobs is not None
             log_ratio = (previous.double() - torch.tensor(self.rollout.logprobs, dtype=torch.float64))[said]
-        return Trajectory(self.rewards, own, after, log_ratio)
+        return Trajectory(self.rewards, own, after, log_ratio, self.ends() if self.verdict.steps else None)
+
+    def ends(self) -> Tensor:
+        """`[A]` bool: tokens that end a step of the verdict; the last token always ends one."""
+        out = torch.zeros(self.rollout.length, dtype=torch.bool)
+        if len(out):
+            out[[at for at, _ in self.verdict.steps]] = True
+            out[-1] = True
+        return out
 
 
 def read_values(algorithm: Algorithm, outputs: Tensor) -> Tensor:
     """`[N, B]` outputs of the critic to `[N]` values."""
+    if algorithm.critic.kind == "frozen_probability":
+        return values.read_squared(outputs).sigmoid()
     if algorithm.critic.kind == "hl_gauss":
         return values.read_hl_gauss(outputs, algorithm.critic["value_low"], algorithm.critic["value_high"])
     return values.read_squared(outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from posttrain.algorithms.catalogue import CATALOGUE, cell
@@ -33,6 +33,42 @@ class Needs:
     """Scores of several graders, one by one."""
     uniform: bool
     """Log-probabilities averaged over the vocabulary."""
+    collision: bool
+    """Log-probabilities that two draws are the same token."""
+    given: bool
+    """Responses that come with the data."""
+    sampler: bool
+    """An engine that responds while the run lasts."""
+    opponent: bool
+    """Responses of another policy."""
+    refresh: bool
+    """A reference that becomes the policy from time to time."""
+    mismatched: bool
+    """The log-ratio of other prompts' responses, as a reference point."""
+    shift: bool
+    """The mean log-ratio of the run so far, as a reference point."""
+    pairs: bool
+    """Responses to a prompt of which one is better than another."""
+    margins: bool
+    """Scores, or margins, that say by how much."""
+    ties: bool
+    """Pairs of which neither is better may stand among the others."""
+    steps: bool
+    """Responses cut into labelled steps."""
+    in_context: bool
+    """Each response of a pair read with the other one before it."""
+    conditioning: bool
+    """Texts before the question that say what the answer is worth."""
+    scorer: bool
+    """What is trained is a reward model."""
+    states: bool
+    """The reward model's last hidden states."""
+
+
+ASKED = tuple(
+    f.name for f in fields(Needs) if f.name not in ("min_group", "reference", "behaviour", "previous", "scorer")
+)
+"""Needs that are true where any cell of the row asks for them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +77,8 @@ class Algorithm:
 
     name: str
     paper: str
+    source: Cell
+    opponent: Cell
     selection: Cell
     shaping: Cell
     truncated: Cell
@@ -50,9 +88,13 @@ class Algorithm:
     keep: Cell
     anchor: Cell
     ratio: Cell
+    divergence: Cell
     objective: Cell
+    weighting: Cell
     correction: Cell
     reduction: Cell
+    cloning: Cell
+    contrast: Cell
     kl: Cell
     entropy: Cell
     critic: Cell
@@ -73,13 +115,24 @@ class Algorithm:
             previous=trust
             or self.correction.kind != "none"
             or (self.anchor.kind == "previous" and "previous" in self.objective.entry.asks),
-            **{name: name in asked for name in ("trainer", "critic", "greedy", "preference", "parts", "uniform")},
+            scorer=self.objective.entry.level in ("scorer", "scorer_token"),
+            **{name: name in asked for name in ASKED},
         )
 
     @property
     def whole(self) -> bool:
         """Whether the objective sees all tokens of an update at once, so that its gradient needs two passes."""
-        return self.objective.entry.level != "token"
+        return self.objective.entry.level not in ("token", "scorer_token")
+
+    @property
+    def learns_values(self) -> bool:
+        """Whether the value function is trained towards returns."""
+        return self.critic.entry.function is not None
+
+    @property
+    def frozen_values(self) -> bool:
+        """Whether it is one that was trained before, and stays as it is."""
+        return self.critic.kind in ("frozen", "frozen_probability")
 
     def replaced(self, new: Cell) -> Algorithm:
         return Algorithm(self.name, self.paper, **{**self.cells, new.column: new})
@@ -91,6 +144,8 @@ class Algorithm:
 
 
 DEFAULTS = {
+    "source": "sampled",
+    "opponent": "none",
     "selection": "all",
     "shaping": "none",
     "truncated": "train",
@@ -99,6 +154,10 @@ DEFAULTS = {
     "keep": "all",
     "anchor": "previous",
     "ratio": "token",
+    "divergence": "reverse_kl",
+    "weighting": "none",
+    "cloning": "none",
+    "contrast": "none",
     "correction": "truncated_importance",
     "kl": "none",
     "entropy": "none",

@@ -7,10 +7,14 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
+
 from posttrain.algorithms.rewards import Marked
 from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.set_loss import shared_out
 from posttrain.algorithms.state import RowState
-from posttrain.types import Group, Verdict
+from posttrain.metrics import Report
+from posttrain.types import Annotation, Group, Verdict
 
 Item = TypeVar("Item")
 
@@ -38,6 +42,31 @@ def asks_for(algorithm: Algorithm, greedy: Verdict) -> bool:
 def rounds(algorithm: Algorithm) -> int:
     """How often prompts may be drawn anew to fill a step."""
     return int(algorithm.selection.settings.get("max_rounds", 1))
+
+
+def widest_margins(
+    algorithm: Algorithm, groups: Sequence[Group], annotations: Sequence[Annotation], references: Sequence[float]
+) -> tuple[list[int], Report]:
+    """The groups, in their order, whose best and worst response are furthest apart in log-ratio to the reference: the
+    cell's fraction of them, one at least (SeRA's implicit reward margin, 2410.09362).
+    """
+    margins = []
+    for group, annotation in zip(groups, annotations, strict=True):
+        assert annotation.previous is not None
+        assert annotation.reference is not None
+        scores = [v.score for v in group.verdicts]
+        graded = [i for i, score in enumerate(scores) if score is not None]
+        best, worst = (choose(graded, key=lambda i: scores[i] or 0.0) for choose in (max, min))
+        apart = []
+        for i in (best, worst):
+            said = torch.tensor(group.rollouts[i].mask)
+            log_ratio = annotation.previous[i].double() - shared_out(annotation.reference[i].double(), references)
+            apart.append(float(log_ratio[said].sum()))
+        margins.append(apart[0] - apart[1])
+    count = max(1, round(algorithm.selection["keep_fraction"] * len(groups)))
+    kept = sorted(sorted(range(len(groups)), key=lambda i: -margins[i])[:count])
+    report = Report.mean("learn/implicit_margin", sum(margins), len(margins))
+    return kept, report + Report.mean("learn/kept_groups", count, len(groups))
 
 
 def note_spread(algorithm: Algorithm, groups: Sequence[Group], state: RowState) -> None:

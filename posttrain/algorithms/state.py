@@ -28,6 +28,9 @@ class RowState:
     """Count, mean and sum of squared differences of all scores so far (scaling: running)."""
     reward_mean: float = 0.0
     reward_square: float = 0.0
+    log_ratio_count: float = 0.0
+    """Count and mean of all responses' log-ratios so far, for rows that take them as reference point."""
+    log_ratio_mean: float = 0.0
 
     @classmethod
     def of(cls, algorithm: Algorithm) -> RowState:
@@ -40,7 +43,8 @@ class RowState:
             trust_coefficient=algorithm.trust.settings.get("trust_coefficient"),
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Ready for JSON."""
         return asdict(self)
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -56,6 +60,7 @@ class RowState:
             kl=self.kl_coefficient or 0.0,
             entropy=(self.entropy_coefficient or 0.0) if self.entropy_sought else 0.0,
             trust=self.trust_coefficient or 0.0,
+            baseline=self.log_ratio_mean,
         )
 
     def adapt(self, algorithm: Algorithm, report: Report, sequences: int) -> Report:
@@ -63,6 +68,10 @@ class RowState:
         from posttrain.objectives import penalties
 
         measured, out = report.values(), Report()
+        if algorithm.needs.shift and "learn/log_ratio" in measured:
+            self.log_ratio_count += sequences
+            step = sequences / self.log_ratio_count
+            self.log_ratio_mean += step * (measured["learn/log_ratio"] - self.log_ratio_mean)
         if algorithm.kl.settings.get("kl_target") and self.kl_coefficient is not None and "learn/kl" in measured:
             self.kl_coefficient = penalties.adaptive_coefficient(
                 self.kl_coefficient,
@@ -112,5 +121,7 @@ class Coefficients:
     kl: float = 0.0
     entropy: float = 0.0
     trust: float = 0.0
+    baseline: float = 0.0
+    """A log-ratio to hold those of an update's responses against."""
     references: tuple[float, ...] = (1.0,)
     """Shares of the reference policies; they add up to 1."""

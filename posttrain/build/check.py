@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,14 @@ from typing import TypeVar
 
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
+from posttrain.build.equations import equations
+from posttrain.build.wants import wanted
 from posttrain.data.rows import columns_of
+from posttrain.data.shapes import require
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.metrics.sinks import missing
 from posttrain.models.location import Location, context_length, locate
-from posttrain.recipe import Critic, Recipe, Reference
+from posttrain.recipe import Critic, Recipe, Reference, Rollout
 from posttrain.rewards import VerifierSignature, signature_of
 
 Value = TypeVar("Value")
@@ -50,8 +52,9 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
     if algorithm:
         mistakes += _against_row(recipe, algorithm)
     location = attempt(lambda: locate(recipe.model.path))
-    if location:
-        mistakes += _lengths(recipe, location)
+    if location and algorithm:
+        mistakes += _lengths(recipe, location, algorithm)
+    mistakes += _sides(recipe, algorithm) if algorithm else []
     # Verifiers are loaded whatever is known of the data: a hub data set's columns are not.
     signatures = [attempt(partial(signature_of, r, f"rewards[{i}]")) for i, r in enumerate(recipe.rewards)]
     if recipe.data.auxiliary:
@@ -59,10 +62,13 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
     for key, data in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         columns = attempt(partial(columns_of, data, key)) if data else None
         if columns is not None:
-            mistakes += _columns(recipe, key, columns, signatures)
+            graded = key == "data.eval" or (algorithm is not None and algorithm.needs.sampler)
+            mistakes += _columns(recipe, key, columns, signatures) if graded else []
+            if data and key == "data.train" and algorithm is not None and algorithm.needs.given:
+                attempt(partial(require, columns, wanted(recipe, algorithm, data), key))
     if algorithm:
         mistakes += _pairwise(recipe, algorithm, signatures)
-    mistakes += _machine(recipe)
+    mistakes += _machine(recipe, algorithm)
     if mistakes or algorithm is None:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
     return Checked(recipe, algorithm, tuple(equations(recipe, algorithm)))
@@ -70,7 +76,8 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
 
 def _against_row(recipe: Recipe, algorithm: Algorithm) -> list[str]:
     size, needed, found = recipe.rollout.group_size, algorithm.needs.min_group, []
-    if size < needed:
+    sampled = algorithm.source.kind == "sampled"
+    if size < needed and sampled:
         found.append(
             f"rollout.group_size: {size}, but {algorithm.name} compares the responses of a group and needs {needed} or "
             "more"
@@ -80,12 +87,44 @@ def _against_row(recipe: Recipe, algorithm: Algorithm) -> list[str]:
             f"rewards: {len(recipe.rewards)}, but credit: {algorithm.credit.kind} normalises several graders one by "
             "one; add another, or use credit: group_norm"
         )
-    if size <= algorithm.credit.settings.get("pass_k", 0):
+    if sampled and size <= algorithm.credit.settings.get("pass_k", 0):
         found.append(
             f"algorithm.pass_k: {algorithm.credit['pass_k']}, but a group of {size} responses has only one subset of "
             "that size or none, so nothing would be compared; raise rollout.group_size or lower pass_k"
         )
     return found + _against_companions(recipe, algorithm)
+
+
+def _sides(recipe: Recipe, algorithm: Algorithm) -> list[str]:
+    """Blocks that the row's source of responses needs, or that nothing would read."""
+    found, needs, rollout = [], algorithm.needs, recipe.rollout
+    if algorithm.source.kind == "sampled" and not recipe.rewards:
+        found.append("rewards: missing, but sampled responses must be graded; add a verifier")
+    if not needs.sampler and rollout != Rollout() and not (recipe.rewards and recipe.data.eval):
+        found.append(
+            f"rollout: {algorithm.name} samples nothing and no rewards grade held-out responses; leave the block "
+            "out, or add rewards and data.eval"
+        )
+    if not needs.sampler and recipe.rewards and not recipe.data.eval:
+        found.append(
+            f"rewards: {algorithm.name} learns from given responses, so graders only measure held-out ones; add "
+            "data.eval, or leave rewards out"
+        )
+    if needs.scorer and recipe.rewards:
+        found.append("rewards: a reward model responds to nothing that could be graded; leave the block out")
+    if needs.conditioning != (recipe.data.conditioning is not None):
+        way = "add it" if needs.conditioning else "leave it out, or use source: conditioned"
+        found.append(
+            f"data.conditioning: {algorithm.name} {'needs' if needs.conditioning else 'reads no'} such texts; {way}"
+        )
+    opponents = algorithm.opponent.settings.get("opponent_responses", 0)
+    if opponents > rollout.group_size:
+        found.append(
+            f"algorithm.opponent_responses: {opponents}, but rollout.group_size: {rollout.group_size}; raise group_size"
+        )
+    if needs.opponent and recipe.model.lora is not None:
+        found.append("model.lora: an adapter's base is no model of its own that could be an opponent; leave lora out")
+    return found
 
 
 def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
@@ -95,12 +134,12 @@ def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
         found.append(f"critic: {algorithm.name} has no critic; leave the block out, or use credit: gae")
     if not algorithm.needs.reference and reference != Reference():
         found.append(f"reference: {algorithm.name} reads no reference policy; leave the block out, or use kl: in_loss")
-    if algorithm.critic.kind == "frozen" and (critic.path is None or critic.backbone == "shared"):
+    if algorithm.frozen_values and (critic.path is None or critic.backbone == "shared"):
         found.append(
             "critic.path: missing, but critic: frozen learns nothing, so it must start from a trained value function; "
             "give its checkpoint, or use critic: squared"
         )
-    if algorithm.critic.kind == "frozen" and critic.warmup_steps:
+    if algorithm.frozen_values and critic.warmup_steps:
         found.append(f"critic.warmup_steps: {critic.warmup_steps}, but a frozen critic learns nothing; leave it out")
     if critic.warmup_steps >= recipe.run.steps:
         found.append(
@@ -112,6 +151,20 @@ def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
             f"critic.warmup_steps: {critic.warmup_steps}, but with critic.stop_gradient: false the value loss trains "
             "the policy's own backbone, which a warm-up leaves as it is; use stop_gradient: true or no warm-up"
         )
+    if algorithm.needs.refresh and reference.refresh != "copy":
+        found.append(
+            f"reference.refresh: {reference.refresh}, but {algorithm.name} compares with the policy of the iteration "
+            "before; use refresh: copy, every: STEPS"
+        )
+    if reference.momentum and reference.refresh != "copy":
+        found.append(
+            f"reference.momentum: {reference.momentum}, but only refresh: copy has a way that can go on; use it"
+        )
+    if reference.cache and (reference.refresh != "never" or not algorithm.needs.given or algorithm.needs.sampler):
+        found.append(
+            "reference.cache: true, but only given responses under a reference that stays have log-probabilities that "
+            "do; use refresh: never and source: given, or leave it out"
+        )
     if reference.refresh != "never" and reference.policies[0].path is None and recipe.model.lora is not None:
         found.append(
             f"reference.refresh: {reference.refresh}, but the reference is the frozen base of model.lora; use never"
@@ -119,12 +172,14 @@ def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
     return found
 
 
-def _lengths(recipe: Recipe, location: Location) -> list[str]:
+def _lengths(recipe: Recipe, location: Location, algorithm: Algorithm) -> list[str]:
     own = context_length(location)
     asked, longest = recipe.model.max_length, recipe.rollout.max_tokens
     if own is not None and asked is not None and asked > own:
         return [f"model.max_length: {asked}, but the model's context is {own}"]
     room = asked or own
+    if not algorithm.needs.sampler and not recipe.rewards:
+        return []
     if room is not None and longest + (recipe.data.max_prompt_tokens or 1) > room:
         prompt = (
             f" and data.max_prompt_tokens: {recipe.data.max_prompt_tokens}" if recipe.data.max_prompt_tokens else ""
@@ -163,9 +218,10 @@ def _pairwise(recipe: Recipe, algorithm: Algorithm, signatures: Sequence[Verifie
     return found
 
 
-def _machine(recipe: Recipe) -> list[str]:
+def _machine(recipe: Recipe, algorithm: Algorithm | None) -> list[str]:
     mistakes = []
-    if recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+    samples = algorithm is None or algorithm.needs.sampler or bool(recipe.rewards and recipe.data.eval)
+    if samples and recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         mistakes.append(
             'rollout.engine: vllm is not installed; pip install "posttrain[vllm]" on a GPU machine, run `make install` '
             "on a CPU, or set rollout.engine: transformers"
@@ -174,51 +230,3 @@ def _machine(recipe: Recipe) -> list[str]:
     if parallel > 1:
         mistakes.append(f"hardware.sampler.tensor_parallel: {parallel}, but only 1 works yet")
     return mistakes + missing(recipe.run.sinks)
-
-
-def equations(recipe: Recipe, algorithm: Algorithm) -> list[str]:
-    """Derived values, each as the equation it comes from."""
-    rollout, optimizer, run = recipe.rollout, recipe.optimizer, recipe.run
-    prompts, size = optimizer.prompts_per_step, rollout.group_size
-    sequences = prompts * size
-    updates = optimizer.epochs * optimizer.minibatches
-    lines = [
-        f"prompts x samples = {prompts} x {size} = {sequences} sequences a step",
-        f"sequences x new tokens = {sequences} x {rollout.max_tokens} = at most {sequences * rollout.max_tokens} "
-        "sampled tokens a step",
-        f"epochs x minibatches = {optimizer.epochs} x {optimizer.minibatches} = {updates} optimiser steps a step",
-        f"steps x optimiser steps = {run.steps} x {updates} = {run.steps * updates} optimiser steps in all",
-        f"steps x prompts = {run.steps} x {prompts} = {run.steps * prompts} prompts in all",
-        f"sequences / minibatches = {sequences} / {optimizer.minibatches} = {sequences / optimizer.minibatches:g} "
-        "sequences an optimiser step",
-        _micro_batches(recipe, sequences / optimizer.minibatches),
-    ]
-    if "max_rounds" in algorithm.selection.settings:
-        rounds = int(algorithm.selection["max_rounds"])
-        lines.append(f"prompts x rounds = {prompts} x {rounds} = at most {prompts * rounds} prompts drawn for a step")
-    if algorithm.needs.critic and recipe.critic.warmup_steps:
-        warm = recipe.critic.warmup_steps
-        lines.append(f"steps - critic.warmup_steps = {run.steps} - {warm} = {run.steps - warm} steps move the policy")
-    if algorithm.kl.kind == "in_reward" and algorithm.kl["kl_estimator"] != "k1":
-        lines.append(
-            f"kl_estimator {algorithm.kl['kl_estimator']} in the reward scarcely pulls near the reference: only k1 has "
-            "the gradient of KL(policy || reference) there"
-        )
-    if recipe.data.eval:
-        every = run.evaluate_every or run.steps
-        times = 1 + -(-run.steps // every)
-        lines.append(f"1 + steps / evaluate_every = 1 + {run.steps} / {every} = {times} evaluations")
-    return lines
-
-
-def _micro_batches(recipe: Recipe, sequences: float) -> str:
-    """How many forward passes an optimiser step takes at most; P stands for the prompt's length where it is open."""
-    learner, longest = recipe.hardware.learner, recipe.rollout.max_tokens
-    prompt, budget = recipe.data.max_prompt_tokens, learner.micro_batch_tokens
-    shared = learner.layout in ("auto", "tree")
-    prompts = sequences / recipe.rollout.group_size if shared else sequences
-    text = f"({prompts:g} x P + {sequences:g} x {longest}) / {budget}"
-    if prompt is None:
-        return f"prompts x prompt + sequences x new tokens, / budget = {text} micro-batches an optimiser step, P long"
-    count = math.ceil((prompts * prompt + sequences * longest) / budget)
-    return f"positions / budget = {text.replace('P', str(prompt))} = about {count} micro-batches an optimiser step"

@@ -57,7 +57,7 @@ def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int) 
     """The value function of the recipe's `critic` block with the outputs that the row's cell reads."""
     recipe, settings = checked.recipe, checked.recipe.critic
     outputs = int(checked.algorithm.critic.settings.get("value_bins", 1))
-    frozen = checked.algorithm.critic.kind == "frozen"
+    frozen = checked.algorithm.frozen_values
     if settings.backbone == "shared":
         width = policy.get_output_embeddings().weight.shape[1]
         head = nn.Linear(width, outputs, bias=False, device=checkpoint.device)

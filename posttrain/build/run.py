@@ -10,9 +10,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from posttrain.build import wire
 from posttrain.build.check import Checked
+from posttrain.build.reading import read
 from posttrain.errors import RecipeError
 from posttrain.evaluation import evaluate as measure
 from posttrain.evaluation import summary as summarise
+from posttrain.loops.offline import offline
 from posttrain.loops.online import online
 from posttrain.metrics import RunFolder, open_sinks
 from posttrain.metrics.curves import draw
@@ -35,14 +37,18 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
         steps = folder.checkpoints()
         if resumed and steps:
             console.print(f"continuing {folder.path} after step {steps[-1]}")
-        data = wire.read_prompts(recipe, checkpoint)
+        data = read(checked, checkpoint)
         for key, report in data.reports.items():
             console.print(f"{key}: {report}")
         sinks = open_sinks(recipe.run.sinks, folder, recipe)
         try:
-            console.print(f"starting {recipe.rollout.engine} and the learner on {checkpoint.device}")
-            with wire.wired(checked, folder, sinks, data, checkpoint) as parts:
-                online(parts)
+            console.print(f"starting the learner on {checkpoint.device}")
+            if checked.algorithm.source.kind in ("given", "conditioned"):
+                with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
+                    offline(given)
+            else:
+                with wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
+                    online(sampled)
         finally:
             for sink in sinks:
                 sink.close()
@@ -78,13 +84,13 @@ def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
     disable_progress_bar()
     step, policy = wire.newest_policy(folder) if folder else (0, None)
     checkpoint = wire.open_checkpoint(recipe, policy)
-    data = wire.read_prompts(recipe, checkpoint)
+    data = read(checked, checkpoint)
     plain = recipe.model.model_copy(update={"lora": None})
     with Grader(recipe.rewards, recipe.grading) as grader:
         sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
         model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
         sampler.load(merged_weights(model), step)
-        benchmark = wire.make_benchmark(recipe, data.evaluation, grader)
+        benchmark = wire.make_benchmark(recipe, data.held_prompts, grader)
         assert benchmark is not None
         figures = measure(sampler, benchmark).metrics
     return {"model": str(folder.path if folder else recipe.model.path), "step": step, **figures}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,41 +13,32 @@ from posttrain.algorithms.state import RowState, Terms
 from posttrain.build import companions
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
-from posttrain.data.chat import Chat
-from posttrain.data.sources import SourceReport, distinct, groups, hold_out, prompts
-from posttrain.data.stream import PromptStream
+from posttrain.build.learners import make_learner, make_scorer
+from posttrain.build.reading import Read
+from posttrain.data.stream import GroupStream, PromptStream
 from posttrain.errors import ModelError, PosttrainError
-from posttrain.evaluation import Benchmark
+from posttrain.evaluation import Benchmark, evaluate
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
-from posttrain.learner.backbone import prove_layout
-from posttrain.learner.layout import Layout
-from posttrain.learner.single import Companions, Computation, SingleLearner
+from posttrain.learner import Learner
+from posttrain.learner.scorer import ScorerLearner
 from posttrain.loops.auxiliary import Auxiliary
+from posttrain.loops.held_out import HeldOutAnswers, HeldOutPairs
 from posttrain.loops.learning import Learning, Updates
+from posttrain.loops.offline import Offline
 from posttrain.loops.online import Online
-from posttrain.metrics import RunFolder, Sink
+from posttrain.loops.opponents import Opponents
+from posttrain.loops.progress import Keeper, Measure, Progress
+from posttrain.loops.reference_cache import ReferenceCache
+from posttrain.loops.sampled_kl import SampledKl
+from posttrain.metrics import Report, RunFolder, Sink
 from posttrain.models.checkpoint import load_policy, load_tokenizer, original_head, stop_tokens
 from posttrain.models.gguf import checkpoint_folder
-from posttrain.models.location import Location, context_length
 from posttrain.recipe import Recipe
 from posttrain.rewards import Grader
 from posttrain.rollout import Sampler
-from posttrain.rollout.collect import Draw
+from posttrain.rollout.collect import Draw, Ungraded
 from posttrain.types import Group, Prompt, Sampling
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Training and held-out prompts, disjoint, and what became of the sources' rows."""
-
-    train: list[Prompt]
-    evaluation: list[Prompt]
-    reports: dict[str, SourceReport]
-    max_length: int
-    """Longest prompt plus completion."""
-    auxiliary: list[Group] = field(default_factory=list)
-    """Texts that are learnt beside the roll-outs."""
 
 
 def open_checkpoint(recipe: Recipe, folder: Path | None = None) -> Checkpoint:
@@ -61,70 +51,6 @@ def open_checkpoint(recipe: Recipe, folder: Path | None = None) -> Checkpoint:
     folder = folder or checkpoint_folder(recipe.model.path, recipe.model.revision)
     tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
     return Checkpoint(folder, tokenizer, device, getattr(torch, recipe.hardware.dtype))
-
-
-def read_prompts(recipe: Recipe, checkpoint: Checkpoint) -> Prompts:
-    """Both sources as prompts, made disjoint. Raises DataError."""
-    chat = Chat(checkpoint.tokenizer, stop_tokens(checkpoint.folder, checkpoint.tokenizer))
-    new = max(recipe.rollout.max_tokens, recipe.evaluation.max_tokens or 0)
-    own = context_length(Location("folder", checkpoint.folder))
-    room = recipe.model.max_length or own
-    limit = recipe.data.max_prompt_tokens or (room - new if room else None)
-    train, about = prompts(recipe.data.train, chat, "data.train", limit)
-    reports = {"data.train": about}
-    held: list[Prompt] = []
-    if recipe.data.eval:
-        found, about = prompts(recipe.data.eval, chat, "data.eval", limit)
-        held, repeated = distinct(found)
-        reports["data.eval"] = replace(about, kept=len(held), duplicates=repeated)
-        train, removed = hold_out(train, held)
-        reports["data.train"] = replace(reports["data.train"], kept=len(train), held_out=removed)
-    texts: list[Group] = []
-    if recipe.data.auxiliary:
-        texts, about = groups(recipe.data.auxiliary.data, chat, "data.auxiliary.data", room)
-        reports["data.auxiliary"] = about
-    longest = max(len(p.tokens) for p in [*train, *held]) + new
-    return Prompts(train, held, reports, min(longest, room) if room else longest, texts)
-
-
-def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
-    """The learner of `hardware.learner`, its layout proven on this model."""
-    recipe, settings = checked.recipe, checked.recipe.hardware.learner
-    torch.manual_seed(recipe.run.seed)
-
-    model = load_policy(
-        checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device, settings.gradient_checkpointing
-    )
-    layout: Layout = "tree" if settings.layout == "auto" else settings.layout
-    if settings.layout == "auto":
-        with contextlib.suppress(ModelError):
-            prove_layout(model, layout)
-            return _learner(checked, checkpoint, model, layout)
-        layout = "rows"
-    prove_layout(model, layout)
-    return _learner(checked, checkpoint, model, layout)
-
-
-def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout) -> SingleLearner:
-    recipe, optimizer = checked.recipe, checked.recipe.optimizer
-    updates = recipe.run.steps * optimizer.epochs * optimizer.minibatches
-    needs = checked.algorithm.needs
-    return SingleLearner(
-        model,
-        checkpoint.tokenizer,
-        optimizer,
-        Computation(
-            layout=layout,
-            micro_batch_tokens=recipe.hardware.learner.micro_batch_tokens,
-            logit_chunk=recipe.hardware.learner.logit_chunk,
-            temperature=recipe.rollout.temperature,
-        ),
-        total_updates=updates,
-        companions=Companions(
-            references=companions.references(recipe, checkpoint) if needs.reference else None,
-            critic=companions.critic(checked, checkpoint, model, updates) if needs.critic else None,
-        ),
-    )
 
 
 def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
@@ -165,33 +91,142 @@ def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grader) -> Be
 
 
 @contextlib.contextmanager
-def wired(
-    checked: Checked, folder: RunFolder, sinks: Sequence[Sink], data: Prompts, checkpoint: Checkpoint
+def wired_online(
+    checked: Checked, folder: RunFolder, sinks: Sequence[Sink], data: Read, checkpoint: Checkpoint
 ) -> Iterator[Online]:
     """Everything an online run needs, and the end of its processes when it is over."""
     recipe = checked.recipe
-    with Grader(recipe.rewards, recipe.grading) as grader:
+    with _grading(recipe) as grader:
         # The engine first: it decides how this process's threads are bound.
         sampler = make_sampler(recipe, checkpoint, data.max_length)
         learner = make_learner(checked, checkpoint)
-        rollout, optimizer = recipe.rollout, recipe.optimizer
+        rollout, optimizer, engine = recipe.rollout, recipe.optimizer, Hybrid(learner, sampler)
         sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
+        learning = make_learning(checked, data, _names(grader))
+        stream = PromptStream(data.train, recipe.run.seed)
+        opponents = int(checked.algorithm.opponent.settings.get("opponent_responses", 0))
+        measures: list[Measure] = []
+        if isinstance(grader, Grader):
+            measures += generated(engine, make_benchmark(recipe, data.held_prompts, grader))
+        if data.held:
+            measures.append(HeldOutAnswers(learner, checked.algorithm, data.held, learning.terms.references))
         yield Online(
-            learning=make_learning(checked, data, [s.name for s in grader.signatures]),
-            engine=Hybrid(learner, sampler),
-            stream=PromptStream(data.train, recipe.run.seed),
+            learning=learning,
+            engine=engine,
+            stream=stream,
             grader=grader,
-            draw=Draw(optimizer.prompts_per_step, rollout.group_size, sampling, recipe.run.seed),
+            draw=Draw(optimizer.prompts_per_step, rollout.group_size, sampling, recipe.run.seed, opponents),
             gate=ParityGate(learner, checkpoint.dtype, lambda: original_head(checkpoint.folder)),
-            benchmark=make_benchmark(recipe, data.evaluation, grader),
-            folder=folder,
-            sinks=sinks,
-            run=recipe.run,
+            progress=Progress(
+                folder, sinks, recipe.run, learner, keepers(stream, learning), measures, _published(engine)
+            ),
             reference=recipe.reference,
+            given={group.prompt.id: group for group in data.given},
+            opponents=Opponents(checked.algorithm, engine, folder.path / "opponents", recipe.run.seed)
+            if opponents
+            else None,
         )
 
 
-def make_learning(checked: Checked, data: Prompts, graders: Sequence[str]) -> Learning:
+@contextlib.contextmanager
+def wired_offline(
+    checked: Checked, folder: RunFolder, sinks: Sequence[Sink], data: Read, checkpoint: Checkpoint
+) -> Iterator[Offline]:
+    """Everything a run on given responses needs; an engine only where something is sampled."""
+    recipe, algorithm = checked.recipe, checked.algorithm
+    samples = algorithm.needs.sampler or bool(recipe.rewards and data.held_prompts)
+    with _grading(recipe) as grader:
+        sampler = make_sampler(recipe, checkpoint, data.max_length) if samples else None
+        learner = make_scorer(checked, checkpoint) if algorithm.needs.scorer else make_learner(checked, checkpoint)
+        learning = make_learning(checked, data, _names(grader))
+        engine = Hybrid(learner, sampler) if sampler is not None else None
+        if recipe.reference.cache:
+            learning = replace(learning, cache=_cache(checked, folder, data, checkpoint, learner))
+        measures: list[Measure] = []
+        if engine is not None and isinstance(grader, Grader):
+            measures += generated(engine, make_benchmark(recipe, data.held_prompts, grader))
+        if data.held and isinstance(learner, ScorerLearner):
+            measures.append(HeldOutPairs(learner, algorithm, data.held))
+        elif data.held:
+            measures.append(HeldOutAnswers(learner, algorithm, data.held, learning.terms.references))
+        sampled_kl = None
+        if algorithm.kl.kind == "online":
+            assert engine is not None
+            rollout = recipe.rollout
+            sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
+            size = int(algorithm.kl["kl_responses"])
+            draw = Draw(recipe.optimizer.prompts_per_step, size, sampling, recipe.run.seed)
+            coefficient = algorithm.kl["kl_coefficient"]
+            sampled_kl = SampledKl(engine, draw, coefficient, learning.terms.references)
+            learning = replace(learning, beside=(*learning.beside, sampled_kl))
+        stream = GroupStream(data.given, recipe.run.seed)
+        yield Offline(
+            learning=learning,
+            stream=stream,
+            progress=Progress(
+                folder, sinks, recipe.run, learner, keepers(stream, learning), measures, _published(engine)
+            ),
+            reference=recipe.reference,
+            groups_per_step=recipe.optimizer.prompts_per_step,
+            sampled_kl=sampled_kl,
+        )
+
+
+def generated(engine: Hybrid, benchmark: Benchmark | None) -> list[Measure]:
+    """Held-out accuracy of what the present policy says; nothing without a benchmark."""
+    if benchmark is None:
+        return []
+
+    def measure() -> tuple[Report, Sequence[Group]]:
+        with engine.generating() as sampler:
+            result = evaluate(sampler, benchmark)
+        return Report.of(result.metrics), result.groups
+
+    return [measure]
+
+
+def keepers(stream: PromptStream, learning: Learning) -> dict[str, Keeper]:
+    """Everything of a run, beside the learner, that a checkpoint keeps."""
+    found: dict[str, Keeper] = {"stream": stream, "row": learning.state}
+    for beside in learning.beside:
+        if isinstance(beside, Auxiliary):
+            found["auxiliary"] = beside
+    return found
+
+
+@contextlib.contextmanager
+def _grading(recipe: Recipe) -> Iterator[Grader | Ungraded]:
+    """The recipe's graders at work, or what stands for them where it has none."""
+    if not recipe.rewards:
+        yield Ungraded()
+        return
+    with Grader(recipe.rewards, recipe.grading) as grader:
+        yield grader
+
+
+def _names(grader: Grader | Ungraded) -> list[str]:
+    return [s.name for s in grader.signatures] if isinstance(grader, Grader) else []
+
+
+def _published(engine: Hybrid | None) -> Callable[[], Report]:
+    """What publishing weights cost since the last step; present in every line, also where nothing was published."""
+    if engine is None:
+        return Report
+    return lambda: engine.take_report() + Report.sum("sync/seconds", 0.0)
+
+
+def _cache(checked: Checked, folder: RunFolder, data: Read, checkpoint: Checkpoint, learner: Learner) -> ReferenceCache:
+    """The references' log-probabilities of all given responses."""
+    recipe = checked.recipe
+    policies = [p.model_dump(mode="json") for p in recipe.reference.policies]
+    model = recipe.model.model_dump(mode="json")
+    what = f"{model}{policies}{checkpoint.dtype}{learner.temperature}"
+    place = folder.path / "reference"
+    place.mkdir(parents=True, exist_ok=True)
+    return ReferenceCache(place, data.given, what, lambda rollouts: learner.logprobs(rollouts, "reference"))
+
+
+def make_learning(checked: Checked, data: Read, graders: Sequence[str]) -> Learning:
     """The row with this run's numbers in it; `graders` are the names of the recipe's rewards."""
     recipe, optimizer = checked.recipe, checked.recipe.optimizer
     auxiliary = recipe.data.auxiliary
@@ -204,9 +239,7 @@ def make_learning(checked: Checked, data: Prompts, graders: Sequence[str]) -> Le
             references=companions.shares(recipe.reference),
         ),
         state=RowState.of(checked.algorithm),
-        auxiliary=None
-        if auxiliary is None
-        else Auxiliary(data.auxiliary, auxiliary, recipe.run.seed, recipe.run.steps),
+        beside=() if auxiliary is None else (Auxiliary(data.auxiliary, auxiliary, recipe.run.seed, recipe.run.steps),),
     )
 
 

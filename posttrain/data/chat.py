@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,6 +14,9 @@ from posttrain.types import Message
 
 Masked = tuple[tuple[int, ...], tuple[bool, ...]]
 """Token ids and, for each, whether the policy said it: both `[T]`."""
+
+Parted = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids `[T]`, and the index at which each part begins, then where the last one ends."""
 
 PROBE = "posttrain"
 
@@ -104,35 +108,45 @@ class Chat:
             if turns != [len(messages) - 1]:
                 raise DataError("the tokenizer has no chat template, so a row is one user turn and one assistant turn")
             return self.continuation(self.render(messages[:-1]), messages[-1]["content"])
-        stop, rest = self._require_closing()
         tokens: tuple[int, ...] = ()
         mask: list[bool] = []
         text = turn_end = ""
         for i in turns:
-            before = self._apply(messages[:i], generation=True)
-            after = self._apply(messages[: i + 1], generation=False)
-            if not before.startswith(turn_end):
-                raise DataError(self._not_preserving(turn_end, before, f"message {i}"))
-            if not after.startswith(before) or not after.endswith(stop + rest):
-                raise DataError(self._not_preserving(before, after, f"the assistant's message {i}"))
-            said = after.removesuffix(rest) if rest else after
-            for longer, learnt in ((before, False), (said, True)):
+            before, words, rest = self._turn(messages, i, turn_end)
+            for longer, learnt in ((before, False), (before + words, True)):
                 tokens = self._extend(tokens, text, longer)
                 mask += [learnt] * (len(tokens) - len(mask))
                 text = longer
-            turn_end = after
+            turn_end = text + rest
         return tokens, tuple(mask)
 
     def continuation(self, prompt: str, completion: str) -> Masked:
         """A rendered (or a base model's plain) prompt and the text that follows it, closed with one stop token."""
-        stop, rest = self._require_closing() if self.has_template else (self.tokenizer.eos_token or "", "")
-        if rest and completion.endswith(stop + rest):
-            completion = completion.removesuffix(rest)
-        elif not completion.endswith(stop):
-            completion += stop
         start = self.encode(prompt)
-        ids = self._extend(start, prompt, prompt + completion)
+        ids = self._extend(start, prompt, prompt + self._closed(completion))
         return ids, (False,) * len(start) + (True,) * (len(ids) - len(start))
+
+    def in_parts(self, context: str | Sequence[Message], parts: Sequence[str]) -> Parted:
+        """One turn of the assistant, said in parts that follow each other: P parts to P + 1 borders.
+
+        Where a token would reach across a border, what is behind it is encoded by itself, so every token belongs to one
+        part. What the template writes before the first part belongs to that one, and the stop token to the last.
+        Raises DataError as `conversation` does, and for a template that does not write the words as they stand.
+        """
+        whole = "".join(parts)
+        if isinstance(context, str) or not self.has_template:
+            before, words, at, end = self.render(context), self._closed(whole), 0, len(whole)
+        else:
+            before, words, _ = self._turn([*context, {"role": "assistant", "content": whole}], len(context), "")
+            at, end = self._place(whole, words)
+        cuts = [min(max(at + length, 0), end) for length in accumulate(map(len, parts[:-1]))]
+        ids, text = self.encode(before), before
+        found = [len(ids)]
+        for cut in (*cuts, len(words)):
+            longer = before + words[:cut]
+            ids, text = self._extend(ids, text, longer), longer
+            found.append(len(ids))
+        return ids, tuple(found)
 
     def completion_text(self, ids: Sequence[int]) -> str:
         """What verifiers read: the words without special tokens."""
@@ -149,6 +163,41 @@ class Chat:
         except (TemplateError, TypeError, KeyError, IndexError, ValueError) as error:
             roles = ", ".join(m["role"] for m in messages) or "none"
             raise DataError(f"the chat template refuses messages of roles ({roles}): {error}") from error
+
+    def _turn(self, messages: Sequence[Message], i: int, turn_end: str) -> tuple[str, str, str]:
+        """Where message `i` is the assistant's: the text before it, its words up to the stop token, and what follows.
+
+        `turn_end` is the text up to the last turn that was read: a template that has changed it since is refused.
+        """
+        stop, rest = self._require_closing()
+        before = self._apply(messages[:i], generation=True)
+        after = self._apply(messages[: i + 1], generation=False)
+        if not before.startswith(turn_end):
+            raise DataError(self._not_preserving(turn_end, before, f"message {i}"))
+        if not after.startswith(before) or not after.endswith(stop + rest):
+            raise DataError(self._not_preserving(before, after, f"the assistant's message {i}"))
+        return before, after[len(before) : len(after) - len(rest)], rest
+
+    def _place(self, said: str, words: str) -> tuple[int, int]:
+        """Where in the words that the template writes an answer begins and ends; before 0 where it was trimmed."""
+        at = words.rfind(said)
+        if at >= 0:
+            return at, at + len(said)
+        trimmed = said.strip()
+        at = words.rfind(trimmed)
+        if at < 0 or not trimmed:
+            raise DataError(
+                "the chat template does not write an answer's words as they stand, so where its parts end is not "
+                "known; use a template that does, or take out what it rewrites (as thinking between tags)"
+            )
+        return at - (len(said) - len(said.lstrip())), at + len(trimmed)
+
+    def _closed(self, completion: str) -> str:
+        """The text that follows a rendered prompt, with its one stop token."""
+        stop, rest = self._require_closing() if self.has_template else (self.tokenizer.eos_token or "", "")
+        if rest and completion.endswith(stop + rest):
+            return completion.removesuffix(rest)
+        return completion if completion.endswith(stop) else completion + stop
 
     def _extend(self, ids: tuple[int, ...], text: str, longer: str) -> tuple[int, ...]:
         """The ids of `longer`, which starts with `text`, such that they start with `ids`.

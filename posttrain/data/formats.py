@@ -1,4 +1,4 @@
-"""What a row means: its question, and the answers it brings. TRL's formats, and the usual columns beside them.
+"""What a row asks, and its columns as messages or text. TRL's formats, and the usual columns beside them.
 
 A text is what the user says, except where it starts with a special token: then it went through a template already.
 Texts of "\\n\\nHuman:" and "\\n\\nAssistant:" become messages where the tokenizer has a chat template.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.chat import Chat
+from posttrain.data.faults import FaultyRowError
 from posttrain.data.rows import Row, nearest
+from posttrain.data.shapes import CONVERSATIONS
 from posttrain.errors import DataError
 from posttrain.recipe import Source
 from posttrain.types import Message
@@ -21,7 +22,6 @@ Turns = str | list[Message]
 """Messages, or text that is rendered already (a base model's text always is)."""
 
 QUESTIONS = ("question", "problem")
-CONVERSATIONS = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 """How the from/value format calls the roles."""
 
@@ -30,72 +30,46 @@ PLACEHOLDER = re.compile(r"\{\{|\}\}|(?P<command>\\[A-Za-z]+)?\{(?P<name>[A-Za-z
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A question with its answers, best first, and what each is worth."""
-
-    context: Turns
-    answers: tuple[Turns, ...]
-    scores: tuple[float, ...]
-
-
 def question(row: Row, source: Source, chat: Chat) -> Turns:
     """What is asked: from the recipe's template, else prompt, messages (less the last answer), the prompt that chosen
     and rejected share, question or problem. Raises DataError naming the column."""
     if source.prompt is not None:
         asked: Turns = fill(source.prompt, row)
     elif "prompt" in row:
-        asked = _turns(row, "prompt", chat)
+        asked = turns(row, "prompt", chat)
         if isinstance(asked, list) and asked[-1] == NOTHING_SAID:
             asked = asked[:-1]
     elif column := _first(CONVERSATIONS, row):
-        asked = _turns(row, column, chat)
+        asked = turns(row, column, chat)
         if isinstance(asked, list) and asked[-1]["role"] == "assistant" and "chosen" not in row:
             asked = asked[:-1]
     elif "chosen" in row and "rejected" in row:
-        asked = _shared(_turns(row, "chosen", chat), _turns(row, "rejected", chat), chat)[0]
+        asked = shared_prompt(turns(row, "chosen", chat), turns(row, "rejected", chat), chat)[0]
     elif column := _first(QUESTIONS, row):
-        asked = _turns(row, column, chat)
+        asked = turns(row, column, chat)
     else:
         raise DataError(
             "no prompt, messages, chosen and rejected, question or problem among the columns "
             f"({', '.join(row)}); set `prompt`, as in prompt: '{{{next(iter(row), 'text')}}}', or rename with `columns`"
         )
-    return _with_system(_as_asked(asked, chat), source.system)
+    return with_system(_as_asked(asked, chat), source.system)
 
 
-def answered(row: Row, source: Source, chat: Chat) -> Answered:
-    """A row that brings its answers: chosen and rejected (worth 1 and 0), a completion (1, or its boolean label), or
-    messages (1; every turn of the assistant is learnt). Raises DataError naming the column."""
-    if "chosen" in row and "rejected" in row:
-        chosen, rejected = _turns(row, "chosen", chat), _turns(row, "rejected", chat)
-        inside = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
-        if inside or not _has_question(row, source):
-            shared, chosen, rejected = _shared(chosen, rejected, chat)
-            context = _with_system(shared, source.system)
-        else:
-            context = question(row, source, chat)
-        return Answered(context, (chosen, rejected), (1.0, 0.0))
-    if "completion" in row:
-        label = row.get("label")
-        score = float(label) if isinstance(label, bool) else 1.0
-        return Answered(question(row, source, chat), (_turns(row, "completion", chat),), (score,))
-    if column := _first(CONVERSATIONS, row):
-        turns = _turns(row, column, chat)
-        if isinstance(turns, str):
-            raise DataError(f"column {column!r} is text, not a list of messages")
-        start = next((i for i, m in enumerate(turns) if m["role"] == "assistant"), len(turns))
-        return Answered(_with_system(turns[:start], source.system), (turns[start:],), (1.0,))
-    raise DataError(
-        f"no answers among the columns ({', '.join(row)}): needs chosen and rejected, completion, or messages; "
-        "rename with `columns`, as in columns: {completion: answer}"
-    )
+def conditioned(asked: Turns, text: str) -> Turns:
+    """The question with `text` put before the user's last words. Raises DataError where these are not known."""
+    if isinstance(asked, str):
+        raise DataError("the prompt is rendered already, so data.conditioning cannot be put before its question")
+    last = next((i for i in reversed(range(len(asked))) if asked[i]["role"] == "user"), None)
+    if last is None:
+        raise DataError("the row has no message of a user, before whose words data.conditioning would be put")
+    return [*asked[:last], {**asked[last], "content": text + asked[last]["content"]}, *asked[last + 1 :]]
 
 
 def fill(template: str, row: Row) -> str:
     """A template with its {column} placeholders filled; {{ and }} are braces, and other braces stay as they are.
 
-    Raises DataError for a column the row lacks, and for LaTeX as in \\boxed{answer}, which would show the answer.
+    Raises FaultyRowError for a column that is empty, DataError for one that the row lacks, and for LaTeX as in
+    \\boxed{answer}, which would show the answer.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -112,7 +86,7 @@ def fill(template: str, row: Row) -> str:
                 f"{nearest(name, row)}"
             )
         if row[name] is None:
-            raise DataError(f"column {name!r}, which the prompt template names, is empty")
+            raise FaultyRowError("missing side", f"column {name!r}, which the prompt template names, is empty")
         return str(row[name])
 
     return PLACEHOLDER.sub(value, template)
@@ -127,44 +101,32 @@ def dialogue(text: str) -> list[Message]:
     ]
 
 
-def _first(names: Sequence[str], row: Row) -> str | None:
-    return next((name for name in names if name in row), None)
-
-
-def _has_question(row: Row, source: Source) -> bool:
+def has_question(row: Row, source: Source) -> bool:
+    """Whether a row's question stands beside its answers, rather than inside them."""
     return source.prompt is not None or _first(("prompt", *CONVERSATIONS), row) is not None
 
 
-def _turns(row: Row, column: str, chat: Chat) -> Turns:
-    """A column as messages, or as the text it is."""
-    value = row[column]
+def turns(row: Row, column: str, chat: Chat) -> Turns:
+    """A column as messages, or as the text it is. Raises FaultyRowError where it is empty, DataError where neither."""
+    return said(row[column], column, chat)
+
+
+def said(value: Any, column: str, chat: Chat) -> Turns:
+    """A value of `column` as messages, or as the text it is. Raises as `turns` does."""
     if isinstance(value, str):
         speaks = chat.has_template and value.lstrip().startswith("Human:")
         return dialogue(value) if speaks else value
+    if value is None or value == []:
+        raise FaultyRowError("missing side", f"column {column!r} is {value}")
     if isinstance(value, Mapping):
         value = [value]
-    if not isinstance(value, Sequence) or not value:
+    if not isinstance(value, Sequence):
         raise DataError(f"column {column!r} is {value!r:.60}, neither text nor messages")
     return [_message(item, column) for item in value]
 
 
-def _message(item: Any, column: str) -> Message:
-    if isinstance(item, Mapping) and "from" in item and "value" in item:
-        item = {"role": ROLES.get(item["from"], item["from"]), "content": item["value"]}
-    if not isinstance(item, Mapping) or "role" not in item:
-        raise DataError(f"column {column!r} holds {item!r:.60}, not a message with role and content")
-    if not isinstance(item.get("content"), str):
-        raise DataError(f"column {column!r} has a message of {item['role']!r} without text as its content")
-    # Columnar files fill the keys that other messages have with None.
-    return {name: value for name, value in item.items() if value is not None}
-
-
-def _as_asked(asked: Turns, chat: Chat) -> Turns:
-    """A text that is not rendered yet is what the user says."""
-    return [{"role": "user", "content": asked}] if isinstance(asked, str) and not chat.is_rendered(asked) else asked
-
-
-def _with_system(asked: Turns, system: str | None) -> Turns:
+def with_system(asked: Turns, system: str | None) -> Turns:
+    """The question with the recipe's system message before it. Raises DataError where there is no place for it."""
     if system is None:
         return asked
     if isinstance(asked, str):
@@ -174,8 +136,11 @@ def _with_system(asked: Turns, system: str | None) -> Turns:
     return [{"role": "system", "content": system}, *asked]
 
 
-def _shared(chosen: Turns, rejected: Turns, chat: Chat) -> tuple[Turns, Turns, Turns]:
-    """The prompt that chosen and rejected begin with, and what each goes on with."""
+def shared_prompt(chosen: Turns, rejected: Turns, chat: Chat) -> tuple[Turns, Turns, Turns]:
+    """The prompt that chosen and rejected begin with, and what each goes on with.
+
+    Raises FaultyRowError where they begin differently, DataError where they cannot hold a prompt.
+    """
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError("columns 'chosen' and 'rejected' are of two kinds: one is text, the other messages")
     if isinstance(chosen, str) and chat.has_template and not chat.is_rendered(chosen):
@@ -189,5 +154,38 @@ def _shared(chosen: Turns, rejected: Turns, chat: Chat) -> tuple[Turns, Turns, T
     elif length and chosen[length - 1] == " ":
         length -= 1  # A space belongs to the word behind it in most vocabularies.
     if not length:
-        raise DataError("columns 'chosen' and 'rejected' begin with no common prompt: add a column 'prompt'")
+        raise FaultyRowError("no common prompt", "columns 'chosen' and 'rejected' begin with no common prompt")
     return chosen[:length], chosen[length:], rejected[length:]
+
+
+def only_text(answer: Turns) -> str:
+    """The text of an answer that goes on from text. Raises DataError where it has several messages."""
+    if isinstance(answer, str):
+        return answer
+    if len(answer) != 1:
+        raise DataError(
+            f"the answer goes on from text, but has {len(answer)} messages; give the prompt as messages, and no prefix"
+        )
+    return answer[0]["content"]
+
+
+def _first(names: Sequence[str], row: Row) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _message(item: Any, column: str) -> Message:
+    if isinstance(item, Mapping) and "from" in item and "value" in item:
+        item = {"role": ROLES.get(item["from"], item["from"]), "content": item["value"]}
+    if not isinstance(item, Mapping) or "role" not in item:
+        raise DataError(f"column {column!r} holds {item!r:.60}, not a message with role and content")
+    if item.get("content") is None:
+        raise FaultyRowError("missing side", f"column {column!r} has a message of {item['role']!r} without content")
+    if not isinstance(item["content"], str):
+        raise DataError(f"column {column!r} has a message of {item['role']!r} whose content is no text")
+    # Columnar files fill the keys that other messages have with None.
+    return {name: value for name, value in item.items() if value is not None}
+
+
+def _as_asked(asked: Turns, chat: Chat) -> Turns:
+    """A text that is not rendered yet is what the user says."""
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) and not chat.is_rendered(asked) else asked

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from posttrain.types import Batch, Sample
 
-OPTIONAL = ("previous", "reference", "returns", "values", "uniform")
+OPTIONAL = ("previous", "reference", "returns", "values", "uniform", "ends")
+AUTHORS = ("policy", "data", "opponent")
 """Fields of samples and batches that are there only where the algorithm asks for them."""
 
 
@@ -104,6 +105,7 @@ def _batch(
         groups=torch.tensor([s.group for s in chosen]),
         scores=torch.tensor([s.score for s in chosen], dtype=packing.dtype),
         index=torch.tensor(index),
+        author=torch.tensor([AUTHORS.index(s.rollout.author) for s in chosen]),
         total_tokens=totals[0],
         total_sequences=totals[1],
         total_groups=totals[2],
@@ -114,7 +116,7 @@ def _batch(
 def join(batches: Sequence[Batch]) -> Batch:
     """All micro-batches of an optimiser step as one, for formulas that see the whole step."""
     offsets = [0, *accumulate(len(b.lengths) for b in batches)]
-    plain = ("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "index")
+    plain = ("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "index", "author")
     present = [name for name in OPTIONAL if getattr(batches[0], name) is not None]
     joined: dict[str, Any] = {name: torch.cat([getattr(b, name) for b in batches]) for name in (*plain, *present)}
     joined["segment"] = torch.cat([b.segment + offset for b, offset in zip(batches, offsets, strict=False)])

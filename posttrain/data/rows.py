@@ -25,7 +25,7 @@ SHOW_PROGRESS_FROM = 2000
 
 
 def read_rows(source: Source, key: str) -> list[Row]:
-    """Every row of a source, in its own order, after `limit` and `columns`; each row has the same columns.
+    """Every row of a source, in its own order, after `skip`, `limit` and `columns`; all have the same columns.
 
     Values keep their nesting. A column that some rows lack is None there. `key` is how errors call the source, as in
     data.train. Raises DataError for a source that is missing, unreadable, empty, or lacks a column of `columns`.
@@ -33,11 +33,12 @@ def read_rows(source: Source, key: str) -> list[Row]:
     if isinstance(source, ReasoningGymSource):
         raw = _reasoning_gym(source, key)
     elif isinstance(source, FileSource):
-        raw = list(islice(_file_rows(source.path, key), source.limit))
+        raw = list(islice(_file_rows(source.path, key), source.skip, _stop(source)))
     else:
         raw = _hub(source, key)
     if not raw:
-        raise DataError(f"{key}: {name_of(source)} has no rows")
+        behind = f" behind {key}.skip: {source.skip}" if source.skip else ""
+        raise DataError(f"{key}: {name_of(source)} has no rows{behind}")
     names = list(dict.fromkeys(name for row in raw for name in row))
     taken = _origins(names, source.columns, key)
     return [{name: row.get(origin) for name, origin in taken.items()} for row in raw]
@@ -129,11 +130,12 @@ def _reasoning_gym(source: ReasoningGymSource, key: str) -> list[Row]:
     check_task(source, key)
     from reasoning_gym import create_dataset
 
-    size = min(source.size, source.limit or source.size)
+    stop = _stop(source)
+    size = source.size if stop is None else min(source.size, stop)
     try:
         # The whole size is asked for, not the limit: some tasks lay out their items over it.
         made = create_dataset(source.task, size=source.size, seed=source.seed, **source.config)
-        return [dict(made[i]) for i in track(range(size), f"{key}: {source.task}")]
+        return [dict(made[i]) for i in track(range(source.skip, size), f"{key}: {source.task}")]
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         settings = ", ".join(f"{k}={v!r}" for k, v in source.config.items()) or "no settings"
         raise DataError(f"{key}: reasoning_gym cannot make {source.task} with {settings}: {error}") from error
@@ -211,7 +213,12 @@ def _hub(source: HubSource, key: str) -> list[Row]:
             f"{key}: cannot load {name_of(source)} from the Hugging Face hub ({reason}); check path, name and split, "
             f"or download it once and write {{source: file, path: FOLDER/*.parquet}}"
         ) from error
-    return list(islice(data, source.limit))
+    return list(islice(data, source.skip, _stop(source)))
+
+
+def _stop(source: Source) -> int | None:
+    """The index behind the last row that is kept."""
+    return None if source.limit is None else source.skip + source.limit
 
 
 def _origins(present: list[str], renames: dict[str, str], key: str) -> dict[str, str]:

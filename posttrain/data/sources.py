@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
+from posttrain.data.answers import answered
 from posttrain.data.chat import Chat
-from posttrain.data.formats import Turns, answered, question
+from posttrain.data.faults import EXAMPLES, Faults, FaultyRowError
+from posttrain.data.formats import Turns, conditioned, question
+from posttrain.data.responses import responses
 from posttrain.data.rows import Row, columns_of, name_of, read_rows, track
+from posttrain.data.shapes import Shape, Wanted, shape_of
 from posttrain.errors import DataError
-from posttrain.recipe import Source
-from posttrain.types import Group, Prompt, Rollout, Verdict
+from posttrain.recipe import Conditioning, Source
+from posttrain.types import Group, Prompt
 
-__all__ = ["SourceReport", "columns_of", "distinct", "groups", "hold_out", "prompts", "read_rows"]
-
-MAX_EMPTY_SHARE = 0.01
-EXAMPLES = 3
-
-Meaning = TypeVar("Meaning")
+__all__ = ["SourceReport", "Wanted", "columns_of", "distinct", "groups", "hold_out", "prompts", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +26,18 @@ class SourceReport:
 
     kept: int
     too_long: int = 0
-    empty: int = 0
-    """Rows in which nothing can be learnt."""
     duplicates: int = 0
     """Set by who calls `distinct`."""
     held_out: int = 0
     """Set by who calls `hold_out`."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """Rows that cannot be learnt from, by kind."""
     examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         reasons = {
+            **self.faults,
             "too long": self.too_long,
-            "nothing to learn": self.empty,
             "duplicates": self.duplicates,
             "also held out": self.held_out,
         }
@@ -50,17 +48,27 @@ class SourceReport:
 
 
 def prompts(
-    source: Source, chat: Chat, key: str, max_prompt_tokens: int | None = None
+    source: Source,
+    chat: Chat,
+    key: str,
+    max_prompt_tokens: int | None = None,
+    *,
+    conditioning: Conditioning | None = None,
 ) -> tuple[list[Prompt], SourceReport]:
     """Every row's prompt as the ids the engine will see, in the source's order, with the whole row beside it.
 
-    Ids are "name/index". Prompts of more than `max_prompt_tokens` are left out and counted. Raises DataError naming
-    row and column where one cannot be rendered, and where none is left.
+    Ids are "name/index". Prompts of more than `max_prompt_tokens` are left out and counted. With `conditioning` every
+    question asks for a good answer. Raises DataError naming row and column where one cannot be rendered, and where
+    none is left.
     """
     kept: list[Prompt] = []
     long: list[str] = []
-    for prompt_id, row, asked in _meanings(source, chat, key, question):
-        prompt = _prompt(asked, chat, prompt_id, row, source, key)
+    for prompt_id, row in _numbered(source, key, read_rows(source, key)):
+        with _row_named(key, prompt_id):
+            asked = question(row, source, chat)
+            if conditioning is not None:
+                asked = conditioned(asked, conditioning.good)
+            prompt = _prompt(asked, chat, prompt_id, row, source)
         if max_prompt_tokens is not None and len(prompt.tokens) > max_prompt_tokens:
             long.append(f"{prompt_id}: {len(prompt.tokens)} > {max_prompt_tokens} tokens")
         else:
@@ -71,37 +79,37 @@ def prompts(
     return kept, report
 
 
-def groups(source: Source, chat: Chat, key: str, max_length: int | None = None) -> tuple[list[Group], SourceReport]:
-    """Every row's answers as a group: one of a completion or messages (worth 1, or its label), two of a preference.
+def groups(source: Source, chat: Chat, key: str, wanted: Wanted) -> tuple[list[Group], SourceReport]:
+    """Every row's answers as a group, whatever the columns: pairs, lists, steps, a completion, or messages.
 
-    Roll-outs start with the prompt's tokens, end with the last stop token, and are masked True on what was said. Rows
-    with a roll-out of more than `max_length` tokens are left out and counted, as are rows in which the assistant says
-    nothing (only to stop at once could be learnt) or whose answers are equal. Raises DataError naming row and column,
-    where more than 1 % teach nothing, and where none is left.
+    Roll-outs are whole, whatever their length: a row with one of more than `wanted.max_length` tokens is left out and
+    counted, and so is one that cannot be learnt from, by the kind of its fault. Raises DataError where the columns do
+    not bring what is wanted, naming row and column where one cannot be rendered, where more than
+    `wanted.max_faulty_share` of the rows are faulty, and where none is left.
     """
+    rows = read_rows(source, key)
+    shape = shape_of(rows, wanted, key)
     kept: list[Group] = []
     long: list[str] = []
-    empty: list[str] = []
-    for row_id, row, meant in _meanings(source, chat, key, answered):
+    faults = Faults()
+    for row_id, row in _numbered(source, key, rows):
         with _row_named(key, row_id):
-            rollouts = tuple(_rollout(meant.context, answer, chat) for answer in meant.answers)
-        longest = max(len(r.tokens) for r in rollouts)
-        if max_length is not None and longest > max_length:
-            long.append(f"{row_id}: {longest} > {max_length} tokens")
-        elif not all(r.text.strip() for r in rollouts):
-            empty.append(f"{row_id}: the assistant says nothing")
-        elif len({r.tokens for r in rollouts}) < len(rollouts):
-            empty.append(f"{row_id}: chosen and rejected are equal")
+            try:
+                group = _group(row, row_id, source, chat, shape, wanted)
+            except FaultyRowError as fault:
+                faults.add(row_id, fault)
+                continue
+        longest = max(len(rollout.tokens) for rollout in group.rollouts)
+        if wanted.max_length is not None and longest > wanted.max_length:
+            long.append(f"{row_id}: {longest} > {wanted.max_length} tokens")
         else:
-            prompt = _prompt(meant.context, chat, row_id, row, source, key)
-            kept.append(Group(prompt, rollouts, tuple(Verdict(score) for score in meant.scores)))
-    examples = (*empty[:EXAMPLES], *long[:EXAMPLES])
-    report = SourceReport(len(kept), too_long=len(long), empty=len(empty), examples=examples)
-    total = len(kept) + len(long) + len(empty)
-    if len(empty) > MAX_EMPTY_SHARE * total:
-        raise DataError(f"{key}: more than {MAX_EMPTY_SHARE:.0%} of the rows teach nothing; {report}")
+            kept.append(group)
+    besides = f"; {len(long)} more are too long ({'; '.join(long[:EXAMPLES])})" if long else ""
+    faults.refuse(len(rows), wanted.max_faulty_share, key, besides)
+    examples = (*faults.examples(), *long[:EXAMPLES])
+    report = SourceReport(len(kept), too_long=len(long), faults=faults.counts(), examples=examples)
     if not kept:
-        raise DataError(f"{key}: {report}; raise model.max_length")
+        raise DataError(f"{key}: {report}; {'raise model.max_length' if long else 'no row can be learnt from'}")
     return kept, report
 
 
@@ -137,40 +145,22 @@ def _row_named(key: str, row_id: str) -> Iterator[None]:
         raise DataError(f"{key}: row {row_id}: {error}") from error
 
 
-def _meanings(
-    source: Source, chat: Chat, key: str, meaning: Callable[[Row, Source, Chat], Meaning]
-) -> Iterator[tuple[str, Row, Meaning]]:
-    """Each row's id, its columns, and what it means."""
+def _numbered(source: Source, key: str, rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+    """Each row with its id, which counts over the whole source, rows that `skip` leaves out too."""
     name = name_of(source)
-    for index, row in enumerate(track(read_rows(source, key), f"{key}: tokens")):
-        row_id = f"{name}/{index}"
-        with _row_named(key, row_id):
-            meant = meaning(row, source, chat)
-        yield row_id, row, meant
+    for index, row in enumerate(track(rows, f"{key}: tokens"), start=source.skip):
+        yield f"{name}/{index}", row
 
 
-def _prompt(asked: Turns, chat: Chat, prompt_id: str, row: Row, source: Source, key: str) -> Prompt:
-    with _row_named(key, prompt_id):
-        text = chat.render(asked)
-        tokens = chat.encode(text)
-        if not tokens:
-            raise DataError("the prompt has no tokens")
+def _prompt(asked: Turns, chat: Chat, prompt_id: str, row: Row, source: Source) -> Prompt:
+    text = chat.render(asked)
+    tokens = chat.encode(text)
+    if not tokens:
+        raise DataError("the prompt has no tokens")
     return Prompt(prompt_id, tokens, text, row, name_of(source))
 
 
-def _rollout(context: Turns, answer: Turns, chat: Chat) -> Rollout:
-    if isinstance(context, str):
-        ids, mask = chat.continuation(context, _only_text(answer))
-    else:
-        said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-        ids, mask = chat.conversation([*context, *said], given=len(context))
-    words = chat.completion_text([token for token, learnt in zip(ids, mask, strict=True) if learnt])
-    return Rollout(ids, mask, words, "given")
-
-
-def _only_text(answer: Turns) -> str:
-    if isinstance(answer, str):
-        return answer
-    if len(answer) != 1:
-        raise DataError("the prompt is text but its answer has several messages; give the prompt as messages")
-    return answer[0]["content"]
+def _group(row: Row, row_id: str, source: Source, chat: Chat, shape: Shape, wanted: Wanted) -> Group:
+    meant = answered(row, source, chat, shape, wanted)
+    rollouts, verdicts = responses(meant, chat, wanted.in_context)
+    return Group(_prompt(meant.context, chat, row_id, row, source), rollouts, verdicts)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.errors import DataError
-from posttrain.types import Prompt
+from posttrain.types import Group, Prompt
 
 
 class PromptStream:
@@ -69,6 +69,29 @@ class PromptStream:
         order = list(range(len(self._prompts)))
         random.Random(f"{self._seed}/{epoch}").shuffle(order)
         return order
+
+
+class GroupStream(PromptStream):
+    """The same order over groups, each known by its prompt's id."""
+
+    def __init__(self, groups: Sequence[Group], seed: int) -> None:
+        """Raises DataError where there are no groups or two share an id."""
+        super().__init__([group.prompt for group in groups], seed)
+        self._groups = {group.prompt.id: group for group in groups}
+        self._digest = _digest_answers(self._digest, groups)
+
+    def take(self, n: int) -> list[Group]:  # type: ignore[override]
+        """The next n groups, across as many borders of epochs as it takes."""
+        return [self._groups[prompt.id] for prompt in super().take(n)]
+
+
+def _digest_answers(prompts: str, groups: Sequence[Group]) -> str:
+    """Of the prompts, and of every answer's tokens and worth."""
+    digest = hashlib.sha256(prompts.encode())
+    for group in groups:
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            digest.update(f"{rollout.tokens}{rollout.mask}{verdict.score}{verdict.steps}\n".encode())
+    return digest.hexdigest()
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from posttrain.learner import Learner
 from posttrain.metrics import Report
 from posttrain.rollout import Sampler
@@ -25,6 +27,18 @@ class Hybrid:
         if self.sampler.version != self.learner.version:
             started = time.perf_counter()
             self.sampler.load(self.learner.weights(), self.learner.version)
+            self._report += Report.sum("sync/seconds", time.perf_counter() - started)
+        yield self.sampler
+
+    @contextlib.contextmanager
+    def playing(self, weights: Iterator[tuple[str, Tensor]], version: int) -> Iterator[Sampler]:
+        """A sampler that holds another policy's weights, named by a version that no policy of the learner has; the next
+        `generating` publishes the learner's again.
+        """
+        self.sampler.wake()
+        if self.sampler.version != version:
+            started = time.perf_counter()
+            self.sampler.load(weights, version)
             self._report += Report.sum("sync/seconds", time.perf_counter() - started)
         yield self.sampler
 

@@ -63,8 +63,13 @@ class Learner(Protocol):
     def roll_back(self, snapshot: dict[str, Any]) -> None:
         """Put the policy, its optimiser and its version back."""
 
-    def refresh_reference(self, decay: float) -> None:
-        """Move the first reference to decay x itself + (1 - decay) x the policy."""
+    def refresh_reference(self, decay: float, momentum: float = 0.0) -> None:
+        """Move the first reference to decay x itself + (1 - decay) x the policy; the policy itself then goes on by
+        `momentum` x what it has moved since the reference was last it.
+        """
+
+    def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the first reference, as `weights` has the policy's."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the policy as (name in its checkpoint, full tensor), tied aliases included."""

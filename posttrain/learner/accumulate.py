@@ -10,6 +10,7 @@ from torch import Tensor
 
 from posttrain.algorithms.loss import batch_loss
 from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.scorer_loss import scorer_loss
 from posttrain.algorithms.state import Coefficients
 from posttrain.data.packing import join
 from posttrain.errors import TrainingError
@@ -18,6 +19,8 @@ from posttrain.types import Batch, Scored
 
 Score = Callable[[Batch], Scored]
 """The learner's forward pass, with gradient."""
+CONSTANT = ("uniform", "collision")
+"""What is scored without gradient."""
 Backward = Callable[[Tensor], None]
 """Adds the gradient of a scalar."""
 
@@ -36,10 +39,10 @@ def accumulate(
     report, logprobs = Report(), []
     for batch in batches:
         scored = score(batch)
-        loss, about = batch_loss(algorithm, scored, batch, coefficients)
+        loss, about = _loss(algorithm, scored, batch, coefficients)
         _require_finite(loss, scored, batch)
         backward(loss)
-        report += about + _about(loss, scored, batch)
+        report += about
         logprobs.append(scored.logprobs.detach())
     return report, logprobs
 
@@ -50,9 +53,8 @@ def _in_two_passes(
     with torch.no_grad():
         first = [score(batch) for batch in batches]
     whole, together = join(batches), _joined(first)
-    loss, report = batch_loss(algorithm, together, whole, coefficients)
+    loss, report = _loss(algorithm, together, whole, coefficients)
     _require_finite(loss, together, whole)
-    report += _about(loss, together, whole)
     leaves = {name: leaf for name, leaf in _tensors(together).items() if leaf.requires_grad}
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sizes = [len(b.tokens) for b in batches]
@@ -70,13 +72,18 @@ def _tensors(scored: Scored) -> dict[str, Tensor]:
 def _joined(parts: Sequence[Scored]) -> Scored:
     """What was said of all micro-batches as one, as leaves of a new graph."""
     joined = {name: torch.cat([_tensors(p)[name] for p in parts]) for name in _tensors(parts[0])}
-    return Scored(**{n: v if n == "uniform" else v.requires_grad_() for n, v in joined.items()})
+    return Scored(**{n: v if n in CONSTANT else v.requires_grad_() for n, v in joined.items()})
 
 
-def _about(loss: Tensor, scored: Scored, batch: Batch) -> Report:
-    # Micro-batches of an update, and the updates of a step, add up.
-    entropy = float(scored.entropy.detach()[batch.mask].double().sum())
-    return Report.sum("learn/loss", float(loss.detach())) + Report.mean("learn/entropy", entropy, int(batch.mask.sum()))
+def _loss(algorithm: Algorithm, scored: Scored, batch: Batch, coefficients: Coefficients) -> tuple[Tensor, Report]:
+    """The loss of a policy or of a reward model. Micro-batches of an update, and the updates of a step, add up."""
+    if algorithm.needs.scorer:
+        loss, report = scorer_loss(algorithm, scored, batch)
+    else:
+        loss, report = batch_loss(algorithm, scored, batch, coefficients)
+        entropy = float(scored.entropy.detach()[batch.mask].double().sum())
+        report += Report.mean("learn/entropy", entropy, int(batch.mask.sum()))
+    return loss, report + Report.sum("learn/loss", float(loss.detach()))
 
 
 def _require_finite(loss: Tensor, scored: Scored, batch: Batch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from posttrain.errors import ModelError
 from posttrain.learner.layout import Laid, Layout, lay_out
-from posttrain.learner.logprobs import Extras, chosen_logprobs
+from posttrain.learner.logprobs import Chosen, Extras, chosen_logprobs
 from posttrain.types import Batch
 
 
@@ -31,8 +31,8 @@ class Backbone:
 
     def chosen(
         self, hidden: Tensor, targets: Tensor, temperature: float, chunk: int, extras: Extras | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`[M]` log-probabilities of `targets [M]`, entropies, and log-probabilities averaged over the vocabulary."""
+    ) -> Chosen:
+        """Log-probabilities of `targets [M]`, entropies, and what else is asked for."""
         return chosen_logprobs(hidden, self.head.weight, targets, temperature, chunk, extras)
 
 
@@ -87,6 +87,15 @@ def prove_layout(model: Any, layout: Layout) -> None:
         )
 
 
+@torch.no_grad()
+def states_agree(decoder: Any, layout: Layout, device: torch.device) -> bool:
+    """Whether a decoder's states in `layout` are those of sequences on their own, on three short ones."""
+    batch = _probe_batch([[11, 5, 23, 7, 3, 9], [11, 5, 23, 7, 14], [11, 5, 23, 7, 6, 2, 8]], 4)
+    plain, laid = (predictors(decoder, lay_out(batch, kind), device) for kind in ("rows", layout))
+    bound = 0.05 if plain.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    return bool((laid - plain).abs().max() <= bound * plain.abs().max())
+
+
 def _probe_batch(sequences: list[list[int]], prompt: int) -> Batch:
     lengths = torch.tensor([len(s) for s in sequences])
     position = torch.cat([torch.arange(int(n)) for n in lengths])
@@ -102,6 +111,7 @@ def _probe_batch(sequences: list[list[int]], prompt: int) -> Batch:
         groups=torch.zeros(len(sequences), dtype=torch.long),
         scores=torch.zeros(len(sequences)),
         index=torch.arange(len(sequences)),
+        author=torch.zeros(len(sequences), dtype=torch.long),
         total_tokens=count,
         total_sequences=len(sequences),
     )

@@ -15,6 +15,17 @@ class Extras(NamedTuple):
     """A gradient through the entropies."""
     uniform: bool = False
     """Log-probabilities averaged over the vocabulary."""
+    collision: bool = False
+    """The log of the probability that two draws are the same token."""
+
+
+class Chosen(NamedTuple):
+    """Of M positions, `[M]` each: log-probability of the target, entropy, and what else was asked for."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    uniform: Tensor
+    collision: Tensor
 
 
 class _Logits:
@@ -46,11 +57,11 @@ class _ChosenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int, extras: Extras
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         logits = _Logits(hidden, weight, temperature, chunk)
         logprobs = torch.empty(len(targets), dtype=logits.wide, device=hidden.device)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        uniform = torch.zeros_like(logprobs)
+        uniform, collision = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             table = logits(part)
@@ -62,12 +73,14 @@ class _ChosenLogprobs(torch.autograd.Function):
             shifted = table.sub_(largest)
             weights = shifted.exp()
             total = weights.sum(-1)
+            if extras.collision:
+                collision[part] = weights.square().sum(-1).log() - 2 * total.log()
             entropy[part] = total.log() - weights.mul_(shifted).sum(-1) / total
             normaliser[part] = total.log() + largest[:, 0]
         ctx.save_for_backward(hidden, weight, targets, normaliser, entropy)
         ctx.temperature, ctx.chunk, ctx.extras = temperature, chunk, extras
-        ctx.mark_non_differentiable(*((uniform,) if extras.entropy else (entropy, uniform)))
-        return logprobs.sub_(normaliser), entropy, uniform.sub_(normaliser)
+        ctx.mark_non_differentiable(*(() if extras.entropy else (entropy,)), uniform, collision)
+        return logprobs.sub_(normaliser), entropy, uniform.sub_(normaliser), collision
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -149,14 +162,13 @@ class _ExactKl(torch.autograd.Function):
 
 def chosen_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int, extras: Extras | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Chosen:
     """Log-probability and entropy of the tempered policy at M positions.
 
     `hidden [M, H]` states that predict `targets [M]`, `weight [V, H]` of the output head; `temperature` divides the
-    logits, as the engine does. Returns `[M]` log-probabilities, `[M]` entropies, and `[M]` log-probabilities averaged
-    over the vocabulary (meaningful where `extras` asks for them), in fp32 at least.
+    logits, as the engine does. What is returned is in fp32 at least.
     """
-    return _ChosenLogprobs.apply(hidden, weight, targets, temperature, chunk, extras or Extras())
+    return Chosen(*_ChosenLogprobs.apply(hidden, weight, targets, temperature, chunk, extras or Extras()))
 
 
 def exact_kl(

@@ -36,7 +36,7 @@ class References:
     @torch.no_grad()
     def refresh(self, policy: Masters, decay: float) -> None:
         """The first reference becomes decay x itself + (1 - decay) x the policy (2404.10719; decay 0 copies it)."""
-        first = self._first()
+        first = self.first()
         parameters = list(first.parameters())
         if self.average is None:
             self.average = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
@@ -44,15 +44,31 @@ class References:
             mean.mul_(decay).add_(own.detach().to(mean), alpha=1 - decay)
             parameter.copy_(mean)
 
-    def _first(self) -> nn.Module:
+    @torch.no_grad()
+    def carry_on(self, policy: Masters, momentum: float) -> None:
+        """The first reference becomes the policy, and the policy itself + momentum x (itself - the reference before)
+        (2410.06293, in the space of parameters).
+        """
+        parameters = list(self.first().parameters())
+        before = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
+        before = self.average or before
+        self.average = None
+        self.refresh(policy, 0.0)
+        for own, was in zip(policy.parameters, before, strict=True):
+            own.add_(own.detach() - was.to(own), alpha=momentum)
+
+    def first(self) -> nn.Module:
+        """The one that moves, and that responses are drawn from. Raises TrainingError where it is an adapter's base."""
         if self.models[0] is None:
-            raise TrainingError("reference.refresh: an adapter's base cannot be refreshed; use refresh: never")
+            raise TrainingError(
+                "reference: an adapter's base is no model of its own, so it cannot move; leave model.lora out"
+            )
         return self.models[0]
 
     @torch.no_grad()
     def load(self, average: list[Tensor]) -> None:
         """Go on from a saved average."""
-        first = self._first()
+        first = self.first()
         self.average = [mean.clone() for mean in average]
         for mean, parameter in zip(self.average, first.parameters(), strict=True):
             parameter.copy_(mean)

@@ -20,25 +20,16 @@ from posttrain.errors import TrainingError
 from posttrain.learner import Policy
 from posttrain.learner.accumulate import accumulate
 from posttrain.learner.backbone import Backbone
+from posttrain.learner.computation import Computation, scattered
 from posttrain.learner.critic import Critic
-from posttrain.learner.layout import Layout, lay_out
-from posttrain.learner.logprobs import Extras, exact_kl
+from posttrain.learner.layout import lay_out
+from posttrain.learner.logprobs import Chosen, Extras, exact_kl
 from posttrain.learner.references import References
 from posttrain.learner.stepper import Stepper
 from posttrain.metrics import Report
 from posttrain.models.checkpoint import export_policy, merged_weights
 from posttrain.recipe import Optimizer
 from posttrain.types import Batch, Rollout, Sample, Scored
-
-
-@dataclass(frozen=True)
-class Computation:
-    """How the learner computes. The first three change speed and memory only; the last is the roll-outs' own."""
-
-    layout: Layout
-    micro_batch_tokens: int
-    logit_chunk: int
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -79,15 +70,15 @@ class SingleLearner:
 
     def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
         def own(batch: Batch) -> Tensor:
-            return self._chosen(batch, self.backbone)[0]
+            return self._chosen(batch, self.backbone).logprobs
 
         def references(batch: Batch) -> Tensor:
-            return torch.stack([self._chosen(batch, b)[0] for b in self._references()], dim=-1)
+            return torch.stack([self._chosen(batch, b).logprobs for b in self._references()], dim=-1)
 
         return self._read(rollouts, own if policy == "policy" else references)
 
     def uniform(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        return self._read(rollouts, lambda batch: self._chosen(batch, self.backbone, Extras(uniform=True))[2])
+        return self._read(rollouts, lambda batch: self._chosen(batch, self.backbone, Extras(uniform=True)).uniform)
 
     def values(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
         if self.critic is None:
@@ -118,14 +109,14 @@ class SingleLearner:
         out: dict[int, Tensor] = {}
         shape: tuple[int, ...] = ()
         for batch in pack(samples, self.packing):
-            values = _scattered(function(batch), batch).cpu()
+            values = scattered(function(batch), batch).cpu()
             shape = tuple(values.shape[1:])
             for index, part in zip(batch.index.tolist(), values.split(batch.lengths.tolist()), strict=True):
                 out[index] = part.clone()
         silent = [torch.zeros(len(r.tokens), *shape, dtype=self.packing.dtype) for r in rollouts]
         return [out.get(i, zeros) for i, zeros in enumerate(silent)]
 
-    def _chosen(self, batch: Batch, backbone: Backbone, extras: Extras | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _chosen(self, batch: Batch, backbone: Backbone, extras: Extras | None = None) -> Chosen:
         hidden = backbone.hidden(lay_out(batch, self.computation.layout))
         targets = batch.tokens[batch.mask].to(hidden.device)
         return backbone.chosen(hidden, targets, self.temperature, self.computation.logit_chunk, extras)
@@ -148,7 +139,8 @@ class SingleLearner:
     def _score(self, batch: Batch, algorithm: Algorithm) -> Scored:
         """The forward pass of training: what the row asks for of each masked token, and no more."""
         settings = self.computation
-        extras = Extras(entropy=algorithm.entropy.kind != "none", uniform=algorithm.needs.uniform)
+        needs = algorithm.needs
+        extras = Extras(algorithm.entropy.kind != "none", needs.uniform, needs.collision)
         laid = lay_out(batch, settings.layout)
         hidden = self.backbone.hidden(laid)
         targets = batch.tokens[batch.mask].to(hidden.device)
@@ -159,11 +151,12 @@ class SingleLearner:
                 others = [(b.hidden(laid), b.head.weight) for b in self._references()]
             weight = self.backbone.head.weight
             each = [exact_kl(hidden, weight, *o, self.temperature, settings.logit_chunk) for o in others]
-            kl = _scattered(torch.stack(each, dim=-1), batch).cpu()
-        if self.critic is not None and batch.returns is not None:
-            values = _scattered(self.critic.outputs(laid, hidden), batch).cpu()
-        logprobs, entropy, uniform = (_scattered(f, batch).cpu() for f in found)
-        return Scored(logprobs, entropy, kl, values, uniform if extras.uniform else None)
+            kl = scattered(torch.stack(each, dim=-1), batch).cpu()
+        if self.critic is not None and (batch.returns is not None or algorithm.critic.kind == "joint"):
+            values = scattered(self.critic.outputs(laid, hidden), batch).cpu()
+        out = {name: scattered(f, batch).cpu() for name, f in found._asdict().items()}
+        asked = {name: out[name] if getattr(extras, name) else None for name in ("uniform", "collision")}
+        return Scored(out["logprobs"], out["entropy"], kl, values, **asked)
 
     def accumulate(
         self, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
@@ -196,9 +189,20 @@ class SingleLearner:
         self.stepper.load(snapshot["policy"])
         self.version = snapshot["version"]
 
-    def refresh_reference(self, decay: float) -> None:
-        if self.references is not None:
-            self.references.refresh(self.stepper.masters, decay)
+    def refresh_reference(self, decay: float, momentum: float = 0.0) -> None:
+        if self.references is None:
+            return
+        if momentum:
+            self.references.carry_on(self.stepper.masters, momentum)
+            self.stepper.masters.publish()
+            self.version += 1
+            return
+        self.references.refresh(self.stepper.masters, decay)
+
+    def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
+        if self.references is None:
+            raise TrainingError("an opponent is asked for, but the learner was built without a reference policy")
+        yield from merged_weights(self.references.first())
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from merged_weights(self.model)
@@ -221,10 +225,3 @@ class SingleLearner:
         if self.critic is not None:
             self.critic.load(folder)
         torch.set_rng_state(state["rng"])
-
-
-def _scattered(values: Tensor, batch: Batch) -> Tensor:
-    """`[M, ...]` figures of masked tokens to `[N, ...]`, 0 elsewhere."""
-    at = batch.mask.nonzero()[:, 0].to(values.device)
-    out = torch.zeros(len(batch.tokens), *values.shape[1:], dtype=values.dtype, device=values.device)
-    return out.index_copy(0, at, values)

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from posttrain.algorithms.credit import assign_credit
 from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.scorer_loss import label
+from posttrain.algorithms.selection import widest_margins
 from posttrain.algorithms.state import RowState, Terms
 from posttrain.data.packing import pack
 from posttrain.hybrid.parity import ParityGate
 from posttrain.learner import Learner
-from posttrain.loops.auxiliary import Auxiliary
+from posttrain.loops.reference_cache import ReferenceCache
+from posttrain.loops.reference_point import reference_point
 from posttrain.loops.trust import TrustRegion
 from posttrain.metrics import Report
 from posttrain.objectives.corrections import effective_sample_size
+from posttrain.recipe import Reference
 from posttrain.types import Annotation, Group, Sample
+
+
+class Beside(Protocol):
+    """A term that is learnt beside a step's groups."""
+
+    def accumulate(self, learner: Learner, step: int) -> Report:
+        """Add the term's gradient to what the learner has accumulated."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,10 @@ class Learning:
     updates: Updates
     terms: Terms
     state: RowState
-    auxiliary: Auxiliary | None = None
+    beside: Sequence[Beside] = ()
+    """What else is learnt in the same updates."""
+    cache: ReferenceCache | None = None
+    """The reference's log-probabilities, where they were computed before the run."""
 
 
 @dataclass
@@ -54,16 +69,17 @@ class Learnt:
 
     samples: list[Sample] = field(default_factory=list)
     updates: list[list[tuple[int, Tensor]]] = field(default_factory=list)
-    """Per sample: (update of the step, `[T]` log-probabilities)."""
+    """Per sample: (update of the step, `[T]` log-probabilities, or a reward model's scores)."""
+    scores: bool = False
+    """Whether the updates hold a reward model's scores."""
     report: Report = field(default_factory=Report)
 
 
 def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: ParityGate | None, step: int) -> Learnt:
     """Update the weights from a step's groups. The gate, where given, is held before the first update."""
     started, updates, algorithm = time.perf_counter(), learning.updates, learning.algorithm
-    annotations = annotate(learner, algorithm, groups, updates.several)
-    samples, report = assign_credit(algorithm, groups, annotations, learning.terms, learning.state)
-    out = Learnt(samples, [[] for _ in samples], report)
+    samples, report = _samples(learner, learning, groups)
+    out = Learnt(samples, [[] for _ in samples], algorithm.needs.scorer, report)
     moves = step > updates.warmup_steps
     coefficients = learning.state.coefficients(learning.terms, policy=moves)
     trust = TrustRegion(learner, algorithm, coefficients)
@@ -72,6 +88,10 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
             out.report += Report.sum("learn/skipped_updates", 1)
             continue
         batches = list(pack([samples[i] for i in part], learner.packing))
+        if algorithm.needs.mismatched:
+            point = reference_point(learner, algorithm, [samples[i] for i in part], learning.terms.references)
+            coefficients = replace(coefficients, baseline=point)
+            out.report += Report.value("learn/reference_point", point)
         about, logprobs = learner.accumulate(batches, algorithm, coefficients)
         for batch, found in zip(batches, logprobs, strict=True):
             for index, values in zip(batch.index.tolist(), found.split(batch.lengths.tolist()), strict=True):
@@ -84,8 +104,8 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
             out.report += Report.sum("learn/stopped_updates", 1)
             break
         out.report += about
-        if learning.auxiliary is not None and moves:
-            out.report += learning.auxiliary.accumulate(learner, step)
+        for beside in learning.beside if moves else ():
+            out.report += beside.accumulate(learner, step)
         taken, about = trust.step(moves, present)
         out.report += about
         if not taken:
@@ -103,13 +123,42 @@ def _timed(out: Learnt, started: float, epochs: int) -> Learnt:
     return out
 
 
-def annotate(learner: Learner, algorithm: Algorithm, groups: Sequence[Group], several: bool) -> list[Annotation]:
+def _samples(learner: Learner, learning: Learning, groups: Sequence[Group]) -> tuple[list[Sample], Report]:
+    """A step's groups to what is learnt of them."""
+    algorithm = learning.algorithm
+    if algorithm.needs.scorer:
+        return label(algorithm, groups)
+    annotations = annotate(learner, algorithm, groups, learning.updates.several, learning.cache)
+    kept = list(range(len(groups)))
+    report = Report()
+    if algorithm.selection.kind == "implicit_margin":
+        kept, report = widest_margins(algorithm, groups, annotations, learning.terms.references)
+    samples, about = assign_credit(
+        algorithm, [groups[i] for i in kept], [annotations[i] for i in kept], learning.terms, learning.state
+    )
+    return samples, report + about
+
+
+def refresh(learner: Learner, reference: Reference, step: int) -> None:
+    """Move the first reference where a step is one of those after which it follows the policy."""
+    if reference.refresh != "never" and step % reference.every == 0:
+        average = reference.refresh == "average"
+        learner.refresh_reference(reference.decay if average else 0.0, reference.momentum)
+
+
+def annotate(
+    learner: Learner,
+    algorithm: Algorithm,
+    groups: Sequence[Group],
+    several: bool,
+    cache: ReferenceCache | None = None,
+) -> list[Annotation]:
     """What the row's needs ask the learner for, and no more: one Annotation per group."""
     rollouts = [r for group in groups for r in group.rollouts]
     needs = algorithm.needs
     noted = {
         "previous": learner.logprobs(rollouts) if (needs.previous and several) or needs.trainer else None,
-        "reference": learner.logprobs(rollouts, "reference") if needs.reference else None,
+        "reference": _references(learner, groups, cache) if needs.reference else None,
         "values": learner.values(rollouts) if needs.critic else None,
         "uniform": learner.uniform(rollouts) if needs.uniform and several else None,
     }
@@ -119,6 +168,13 @@ def annotate(learner: Learner, algorithm: Algorithm, groups: Sequence[Group], se
         out.append(Annotation(**{name: found and found[part] for name, found in noted.items()}))
         at = part.stop
     return out
+
+
+def _references(learner: Learner, groups: Sequence[Group], cache: ReferenceCache | None) -> list[Tensor]:
+    """`[T, R]` of every response."""
+    if cache is not None:
+        return [found for group in groups for found in cache.of(group)]
+    return learner.logprobs([r for group in groups for r in group.rollouts], "reference")
 
 
 def _mismatch(learnt: Learnt) -> Report:

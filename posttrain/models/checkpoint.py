@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -46,18 +47,25 @@ def load_policy(folder: Path, settings: Model, dtype: torch.dtype, device: str, 
     return with_adapters(model, settings.lora, checkpointing) if settings.lora else model
 
 
-def load_scorer(folder: Path, outputs: int, dtype: torch.dtype, device: str, trust_remote_code: bool = False) -> Any:
+def load_scorer(
+    folder: Path,
+    outputs: int,
+    dtype: torch.dtype,
+    device: str,
+    trust_remote_code: bool = False,
+    key: str = "critic.path",
+) -> Any:
     """A sequence classifier with `outputs` scores per state: a reward model or critic with its head, or any other
-    model with a head of zeros, so that it starts by saying 0 of everything.
+    model with a head of zeros, so that it starts by saying 0 of everything. `key` is what errors call the folder.
 
-    Raises ModelError for a head of another size, or a checkpoint that does not fill the backbone.
+    Raises ModelError for a head of another size, or a checkpoint that does not fill the model.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     has_head = any("SequenceClassification" in name for name in config.architectures or ())
     if has_head and config.num_labels != outputs:
         raise ModelError(
-            f"critic.path: {str(folder)!r} has a head of {config.num_labels} outputs, but the algorithm's critic reads "
-            f"{outputs}; use another checkpoint, or set algorithm.value_bins"
+            f"{key}: {str(folder)!r} has a head of {config.num_labels} outputs, but the algorithm reads {outputs}; use "
+            "another checkpoint, or set algorithm.value_bins or heads"
         )
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
@@ -68,10 +76,10 @@ def load_scorer(folder: Path, outputs: int, dtype: torch.dtype, device: str, tru
         output_loading_info=True,
     )
     if not isinstance(getattr(model, "score", None), nn.Linear) or model.score.bias is not None:
-        raise ModelError(f"critic.path: {type(model).__name__} has no plain linear head `score`")
-    missing = [name for name in info["missing_keys"] if not name.startswith("score.")]
+        raise ModelError(f"{key}: {type(model).__name__} has no plain linear head `score`")
+    missing = [name for name in info["missing_keys"] if has_head or not name.startswith("score.")]
     if missing or info["mismatched_keys"]:
-        raise ModelError(f"critic.path: {str(folder)!r} does not fill the model: {', '.join(map(str, missing[:3]))}")
+        raise ModelError(f"{key}: {str(folder)!r} does not fill the model: {', '.join(map(str, missing[:3]))}")
     if not has_head:
         nn.init.zeros_(model.score.weight)
     # A sequence is never read at its padding here.
@@ -90,10 +98,13 @@ def without_dropout(model: Any) -> Any:
     return model
 
 
-def with_adapters(model: Any, lora: Lora, checkpointing: bool = False) -> Any:
-    """Put low-rank adapters beside the frozen weights. Raises ModelError when none binds."""
+def with_adapters(model: Any, lora: Lora, checkpointing: bool = False, scorer: bool = False) -> Any:
+    """Put low-rank adapters beside the frozen weights; a scorer's head is trained whole. Raises ModelError when none
+    binds.
+    """
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
+    task = {"task_type": TaskType.SEQ_CLS, "modules_to_save": ["score"]} if scorer else {}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, **task)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -158,6 +169,28 @@ def export_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) 
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     tensors = {name: tensor.contiguous().cpu() for name, tensor in merged_weights(model)}
+    plain.save_pretrained(folder, state_dict=tensors)
+    tokenizer.save_pretrained(folder)
+
+
+def export_scorer(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder that AutoModelForSequenceClassification loads: merged weights with their head, config, tokenizer.
+
+    transformers reads a sequence at its last token that is not the padding's. Where the padding is the token that ends
+    a turn, another special token becomes the padding, or that end would never be read.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tensors = {}
+    for name, tensor in merged_weights(model):
+        if ".original_module." not in name:
+            tensors[name.replace(".modules_to_save.default.", ".")] = tensor.contiguous().cpu()
+    tokenizer = copy.deepcopy(tokenizer)
+    ends = {tokenizer.eos_token_id, None}
+    if tokenizer.pad_token_id in ends:
+        others = [t for t in sorted(tokenizer.all_special_ids) if t not in ends]
+        if others:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(others[0])
+    plain.config.pad_token_id = tokenizer.pad_token_id
     plain.save_pretrained(folder, state_dict=tensors)
     tokenizer.save_pretrained(folder)
 

@@ -66,3 +66,16 @@ def bellman(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, rover_scale: 
         raise ValueError("bellman needs tokens.uniform, the next state's mean log-ratio over the vocabulary; got None")
     target = (advantages + rover_scale * tokens.uniform).detach()
     return (rover_scale * log_ratio - target).square()
+
+
+def dynamic_likelihood(log_ratio: Tensor, advantages: Tensor, tokens: Tokens) -> Tensor:
+    """`[N]`: -A sg(p) log p with p the token's own probability (DFT, 2508.05629).
+
+    The slope of p itself: without p, an unlikely token of a demonstration would count 1 / p times as much.
+    """
+    return likelihood(log_ratio, advantages, tokens) * tokens.logprobs.detach().exp()
+
+
+def regressed(log_ratio: Tensor, advantages: Tensor, contrast_beta: float = 0.1) -> Tensor:
+    """`[N]`: (beta lr - A)^2 / 2, the advantage regressed on the token's log-ratio (DQO, 2410.09302)."""
+    return (contrast_beta * log_ratio - advantages).square() / 2

@@ -13,14 +13,16 @@ from torch import Tensor
 
 class Trajectory(NamedTuple):
     """One response: `[A]` rewards, `[A]` values of the state before each token (None without a critic), the `[]` value
-    of the state after the last token (0 where the response ended by itself, so only a cut one expects more), and `[A]`
-    log-probabilities of the trainer minus those of the engine.
+    of the state after the last token (0 where the response ended by itself, so only a cut one expects more), `[A]`
+    log-probabilities of the trainer minus those of the engine, and `[A]` (bool) where a step of it ends (None: nowhere
+    but with the response).
     """
 
     rewards: Tensor
     values: Tensor | None
     bootstrap: Tensor
     log_ratio: Tensor | None = None
+    ends: Tensor | None = None
 
 
 def reward_to_go(trajectory: Trajectory, gamma: float = 1.0) -> tuple[Tensor, Tensor]:

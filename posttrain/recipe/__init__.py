@@ -3,6 +3,7 @@
 from posttrain.recipe.blocks import (
     AlgorithmChoice,
     Auxiliary,
+    Conditioning,
     Data,
     Evaluation,
     FileSource,
@@ -25,6 +26,7 @@ from posttrain.recipe.policies import Critic, Lora, Model, Reference, ReferenceP
 __all__ = [
     "AlgorithmChoice",
     "Auxiliary",
+    "Conditioning",
     "Critic",
     "Data",
     "Evaluation",

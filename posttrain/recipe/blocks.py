@@ -32,8 +32,10 @@ class SourceFields(Block):
     """A system message put before the prompt."""
     columns: dict[str, str] = Field({})
     """Names that verifiers expect, mapped to the data set's own: {answer: solution}."""
+    skip: int = Field(0, ge=0)
+    """Leave out the first so many rows."""
     limit: PositiveInt | None = None
-    """Keep the first so many rows."""
+    """Keep so many rows after those."""
 
 
 class ReasoningGymSource(SourceFields):
@@ -80,6 +82,15 @@ class Auxiliary(Block):
     examples_per_update: PositiveInt = 8
 
 
+class Conditioning(Block):
+    """Texts put before the question that say what the answer is worth, so that a good one can be asked for."""
+
+    good: str = "[GOOD] "
+    """Before a question whose answer scores `right_score` or more, and before every held-out one."""
+    bad: str = "[BAD] "
+    right_score: float = 0.5
+
+
 class Data(Block):
     """Where prompts come from. Prompts that also stand in `eval` are taken out of `train` and counted."""
 
@@ -88,6 +99,9 @@ class Data(Block):
     auxiliary: Auxiliary | None = None
     max_prompt_tokens: PositiveInt | None = None
     """Longer prompts are reported and skipped; what the model's length leaves beside the completion where empty."""
+    max_faulty_share: float = Field(0.01, ge=0, le=1)
+    """Stop when more than this share of the rows that bring answers teaches nothing: the kinds are counted."""
+    conditioning: Conditioning | None = None
 
 
 class Reward(Block):
@@ -159,6 +173,8 @@ class Run(Block):
     """Remove all but the newest so many; none is removed where empty."""
     parity_every: PositiveInt = 1
     """Hold engine and trainer log-probabilities against their bound before the first update and every so many steps."""
+    rollouts: bool = True
+    """Write every response of every step down, token by token."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go beside metrics.jsonl and the console."""
 
@@ -217,8 +233,8 @@ class Recipe(Block):
     model: Model
     algorithm: AlgorithmChoice
     data: Data
-    rewards: tuple[Reward, ...] = Field(min_length=1)
     run: Run
+    rewards: tuple[Reward, ...] = ()
     rollout: Rollout = Rollout()
     optimizer: Optimizer = Optimizer()
     grading: Grading = Grading()

@@ -75,22 +75,33 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A file's own keys and values; what it extends is not read. Raises RecipeError naming the file."""
+    if not path.is_file():
+        raise RecipeError([f"no such file: {path}"], str(path))
+    tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError([f"expected keys and values, found {type(tree).__name__}"], str(path))
+    return tree
+
+
+def extended(tree: dict[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The merged files that a tree written in the file `path` extends, found relative to it; `path` is resolved."""
+    parents = tree.get("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, _read(path.parent / parent, (*seen, path)))
+    return merged
+
+
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise RecipeError(
             [f"extends: {path.name} extends itself through {' > '.join(p.name for p in seen)}"], str(path)
         )
-    if not path.is_file():
-        raise RecipeError([f"no such file: {path}"], str(path))
-    tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(tree, dict):
-        raise RecipeError([f"expected keys and values, found {type(tree).__name__}"], str(path))
-    parents = tree.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = merge(merged, _read(path.parent / parent, (*seen, path)))
-    return merge(merged, tree)
+    tree = read_mapping(path)
+    return merge(extended(tree, path, seen), {k: v for k, v in tree.items() if k != "extends"})
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -80,3 +80,7 @@ class Reference(Block):
     """Steps between refreshes."""
     decay: float = Field(0.99, ge=0, lt=1)
     """What a moving average keeps of itself each time."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """At each copy the policy goes on by so much of the way it came since the copy before (2410.06293)."""
+    cache: bool = False
+    """Compute the reference's log-probabilities of given responses once, and keep them on disk."""

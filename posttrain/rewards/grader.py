@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from posttrain.errors import DataError, GradingError, RecipeError
 from posttrain.recipe import Grading, Reward
@@ -214,12 +214,16 @@ def _columns(signature: VerifierSignature, prompt: Prompt) -> dict[str, Any]:
 def _group_arguments(signature: VerifierSignature, prompt: Prompt, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What TRL would pass: parallel lists, and completions as messages where the prompt is a conversation."""
     count = len(rollouts)
-    chat = next((c for c in map(prompt.columns.get, ("prompt", "messages")) if _is_chat(c)), None)
-    asked = prompt.columns.get("prompt")
+    chat, asked = _conversation(prompt), prompt.columns.get("prompt")
+    said = [tuple(t for t, own in zip(r.tokens, r.mask, strict=True) if own) for r in rollouts]
     own: dict[str, Any] = {
         "prompts": [chat or (asked if isinstance(asked, str) else prompt.text)] * count,
         "completions": [[{"role": "assistant", "content": r.text}] if chat else r.text for r in rollouts],
-        "completion_ids": [[t for t, said in zip(r.tokens, r.mask, strict=True) if said] for r in rollouts],
+        "completion_ids": [list(ids) for ids in said],
+        "prompt_ids": [
+            prompt.tokens if r.tokens == prompt.tokens + ids else None for r, ids in zip(rollouts, said, strict=True)
+        ],
+        "prompt_texts": [prompt.text] * count,
         "trainer_state": None,
     } | {name: ignore for name in TRL_HOOKS if name != "trainer_state"}
     reserved = {*own, "prompt", "completion"} - {*signature.required}
@@ -228,5 +232,15 @@ def _group_arguments(signature: VerifierSignature, prompt: Prompt, rollouts: Seq
     return columns | {name: own[name] for name in signature.arguments}
 
 
-def _is_chat(value: Any) -> bool:
+def _conversation(prompt: Prompt) -> list[Any] | None:
+    """The messages a row asks with, where it has them: without the answer that a row of messages may end in."""
+    asked, whole = prompt.columns.get("prompt"), prompt.columns.get("messages")
+    if _is_chat(asked):
+        return list(asked)
+    if _is_chat(whole):
+        return list(whole[:-1] if whole[-1]["role"] == "assistant" else whole)
+    return None
+
+
+def _is_chat(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and "role" in value[0]

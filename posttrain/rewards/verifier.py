@@ -16,6 +16,10 @@ from posttrain.rewards.pairwise import OTHER
 from posttrain.types import Verdict
 
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
+OWN_ARGUMENTS = ("prompt_ids", "prompt_texts")
+"""What a grader of a group may name beside TRL's: the prompt's token ids and its rendered text, as the policy read it,
+once for each response. The ids are None where a response is not the prompt's tokens followed by what was said.
+"""
 TRL_HOOKS = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -23,7 +27,9 @@ class Verifier(Protocol):
     """What grades: a function, or an instance of a class whose constructor takes the recipe's settings.
 
     Keyword parameters are data set columns by name, `**columns` all of them; a parameter with a default may be absent.
-    A method `prepare()`, where there is one, runs once in each worker before the clock of the first verdict starts.
+    A method `prepare()`, where there is one, runs once in each worker before the clock of the first verdict starts. An
+    attribute `memory_limit`, where there is one, is how many bytes its calls may add to what the worker holds then;
+    None sets no limit, to `prepare()` neither.
     """
 
     def __call__(self, completion: str, /, **columns: Any) -> float | Verdict: ...
@@ -44,7 +50,7 @@ class VerifierSignature:
     takes_all: bool = False
     """It has `**columns`, so it gets every column of the row."""
     arguments: tuple[str, ...] = ()
-    """Of TRL's own arguments those it takes; for an item verifier the name of its first parameter."""
+    """Of what the Grader brings beside columns, what it takes; for an item verifier the name of its first parameter."""
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -121,8 +127,10 @@ def signature_of(reward: Reward, key: str = "reward") -> VerifierSignature:
     group = any(p.name in ("completions", "completion_ids") for p in named)
     if group:
         hooks = [p.name for p in named if p.name in TRL_HOOKS and p.default is p.empty]
-        arguments = [n for n in TRL_ARGUMENTS if takes_all or n in {p.name for p in named}] + hooks
-        columns = [p for p in named if p.name not in TRL_ARGUMENTS + TRL_HOOKS]
+        names = {p.name for p in named}
+        arguments = [n for n in TRL_ARGUMENTS if takes_all or n in names]
+        arguments += [n for n in OWN_ARGUMENTS if n in names] + hooks
+        columns = [p for p in named if p.name not in TRL_ARGUMENTS + OWN_ARGUMENTS + TRL_HOOKS]
     elif pair:
         arguments, columns = [p.name for p in named[:2]], named[2:]
     elif named and named[0].kind is not named[0].KEYWORD_ONLY:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessPool
@@ -27,7 +28,9 @@ from posttrain.types import Status, Verdict
 START_LIMIT = 120.0
 """Seconds a worker may take to import its verifiers; never counted against a verdict."""
 MEMORY_LIMIT = 4 << 30
-"""Bytes of data a worker may hold: a power tower then is a MemoryError of its verifier, not of the machine."""
+"""Bytes of data that a call may add to what its worker holds: a power tower then is a MemoryError of its verifier, not
+of the machine. A verifier says otherwise with an attribute `memory_limit`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +46,45 @@ class Part:
 
 _loaded: list[Callable[..., Any]] = []
 _broken: list[str] = []
+_limits: list[int | None] = []
+"""Of each verifier: bytes of data while it runs."""
 
 
 def _start_worker(rewards: Sequence[Reward]) -> None:
     # Pebble's handler for SIGTERM waits for Python code to run: a power tower in C would outlive its timeout by 3 s.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT if hard < 0 else min(MEMORY_LIMIT, hard), hard))
+    asked: list[int | None] = []
+    i = 0
     try:
         for i, reward in enumerate(rewards):
+            _limit_data(MEMORY_LIMIT)
             verifier = load_verifier(reward, f"rewards[{i}]")
             pair = signature_of(reward, f"rewards[{i}]").kind == "pair"
             _loaded.append(WinRates(verifier) if pair else verifier)
+            asked.append(getattr(verifier, "memory_limit", MEMORY_LIMIT))
+            _limit_data(asked[-1])
             getattr(verifier, "prepare", lambda: None)()
     except BaseException as error:
-        _broken.append(f"rewards[{len(_loaded) - 1}]: {type(error).__name__}: {error}")
+        _broken.append(f"rewards[{i}]: {type(error).__name__}: {error}")
+    # A model beside it leaves a verifier as much room as it would have alone.
+    held = _held_data()
+    _limits.extend(None if limit is None else held + limit for limit in asked)
+
+
+def _limit_data(limit: int | None) -> None:
+    """Let this process hold so many bytes of data; None for as many as it was started with."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = hard if limit is None else limit if hard < 0 else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _held_data() -> int:
+    """Bytes of data this process holds; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _end_with_parent() -> None:
@@ -82,6 +108,7 @@ def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
     signal.setitimer(signal.ITIMER_REAL, limit + 5)
     try:
         index, arguments, columns = pickle.loads(payload)
+        _limit_data(_limits[index])
         value = _loaded[index](*arguments, **columns)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)

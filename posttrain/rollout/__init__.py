@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from posttrain.types import Prompt, Rollout, Sampling
+from posttrain.types import Author, Prompt, Rollout, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,8 @@ class Request:
     seed: int
     purpose: str = "train"
     """Requests of different purposes share no cached prefix, so that evaluating never changes what training draws."""
+    author: Author = "policy"
+    """Whose response is asked for."""
 
 
 class Sampler(Protocol):

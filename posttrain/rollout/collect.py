@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.selection import asks_for, informative, note_spread, rounds
@@ -13,9 +14,21 @@ from posttrain.algorithms.state import RowState
 from posttrain.data.stream import PromptStream
 from posttrain.errors import TrainingError
 from posttrain.metrics import Report
-from posttrain.rewards import Grader
 from posttrain.rollout import Request, Sampler, request_seed
-from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
+from posttrain.types import Author, Group, Prompt, Rollout, Sampling, Verdict
+
+
+class Grades(Protocol):
+    """What is asked of a grader: one verdict per response, in the groups' own shape."""
+
+    def grade(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[tuple[Verdict, ...]]: ...
+
+
+class Ungraded:
+    """A grader for what is never compared by its worth: every response scores 0."""
+
+    def grade(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[tuple[Verdict, ...]]:
+        return [tuple(Verdict(0.0) for _ in rollouts) for _, rollouts in groups]
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,8 @@ class Draw:
     group_size: int
     sampling: Sampling
     seed: int
+    opponents: int = 0
+    """How many of a group's responses are asked of an opponent: its last ones."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Collected:
     report: Report = field(default_factory=Report)
 
 
-def collect(sampler: Sampler, stream: PromptStream, grader: Grader, chosen: Chosen, draw: Draw, step: int) -> Collected:
+def collect(sampler: Sampler, stream: PromptStream, grader: Grades, chosen: Chosen, draw: Draw, step: int) -> Collected:
     """One step's groups. Under a selection with rounds, what cannot be learnt from is replaced by fresh draws until
     there is enough or the rounds are used up.
 
@@ -91,7 +106,7 @@ def _starved(algorithm: Algorithm, out: Collected, step: int) -> str:
 
 
 def _worth_sampling(
-    sampler: Sampler, grader: Grader, algorithm: Algorithm, draw: Draw, prompts: Sequence[Prompt], out: Collected
+    sampler: Sampler, grader: Grades, algorithm: Algorithm, draw: Draw, prompts: Sequence[Prompt], out: Collected
 ) -> tuple[list[Prompt], list[Verdict | None]]:
     """The prompts that the row wants sampled, with the verdict on a greedy response to each."""
     single = Draw(len(prompts), 1, replace(draw.sampling, temperature=0.0), draw.seed)
@@ -111,7 +126,7 @@ def _worth_sampling(
 def draw_groups(
     sampler: Sampler,
     prompts: Sequence[Prompt],
-    grader: Grader,
+    grader: Grades,
     draw: Draw,
     purpose: tuple[str, int],
     seen: Counter[str] | None = None,
@@ -126,7 +141,7 @@ def draw_groups(
         first = seen[prompt.id] * draw.group_size
         seen[prompt.id] += 1
         requests += [
-            Request(prompt, request_seed(draw.seed, word, step, prompt.id, first + k), word)
+            Request(prompt, request_seed(draw.seed, word, step, prompt.id, first + k), word, _author(draw, k))
             for k in range(draw.group_size)
         ]
     started = time.perf_counter()
@@ -141,6 +156,10 @@ def draw_groups(
     report += Report.sum("rollout/seconds", drawn - started) + Report.sum("grade/seconds", graded - drawn)
     report += Report.mean("rollout/tokens_per_second", sum(r.length for r in rollouts), drawn - started)
     return groups, report
+
+
+def _author(draw: Draw, k: int) -> Author:
+    return "opponent" if k >= draw.group_size - draw.opponents else "policy"
 
 
 def describe(groups: Sequence[Group]) -> Report:

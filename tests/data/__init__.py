@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.chat import Chat
+from posttrain.data.sources import Wanted, groups
 from posttrain.recipe import FileSource, ReasoningGymSource
+from posttrain.types import Group, Rollout
 
 SMOLLM_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|bos|>", "<|start|>", "<|end|>", "<|eot|>"]
@@ -88,3 +91,13 @@ def user(text: str) -> dict[str, str]:
 
 def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def read(tmp_path: Path, rows: list[Any], chat: Chat, **wanted: Any) -> list[Group]:
+    """The groups of some rows, by an algorithm that wants this of them."""
+    return groups(file(tmp_path, rows), chat, "data.train", Wanted(**wanted))[0]
+
+
+def learnt(rollout: Rollout) -> list[int]:
+    """The tokens that a roll-out is masked True on."""
+    return [token for token, said in zip(rollout.tokens, rollout.mask, strict=True) if said]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from posttrain.data.packing import OPTIONAL, Packing, join, pack
 from posttrain.learner.layout import lay_out
+from posttrain.objectives.sets import DATA, OPPONENT, POLICY
 from posttrain.types import Batch, Sample
 from tests.tiny import samples
 
@@ -61,13 +62,25 @@ def test_numbers_keep_the_learners_precision() -> None:
     assert b.advantages.dtype == b.behaviour.dtype == b.previous.dtype == torch.float64
 
 
+AUTHORS = {"policy": POLICY, "data": DATA, "opponent": OPPONENT}
+
+
 def complete(seed: int = 0) -> list[Sample]:
     """Samples with every field that an algorithm may ask for, different at every token."""
     generator, out = torch.Generator().manual_seed(seed), []
-    for s in samples(seed=seed):
-        noise = torch.randn(6, len(s.mask), generator=generator, dtype=torch.float64)
+    for i, s in enumerate(samples(seed=seed)):
+        noise = torch.randn(7, len(s.mask), generator=generator, dtype=torch.float64)
         out.append(
-            replace(s, previous=noise[0], reference=noise[1:3].t(), returns=noise[3], values=noise[4], uniform=noise[5])
+            replace(
+                s,
+                rollout=replace(s.rollout, author=list(AUTHORS)[i % 3]),
+                previous=noise[0],
+                reference=noise[1:3].t(),
+                returns=noise[3],
+                values=noise[4],
+                uniform=noise[5],
+                ends=noise[6],
+            )
         )
     return out
 
@@ -86,6 +99,7 @@ def test_every_number_stays_with_its_token_and_every_score_with_its_sequence(bud
             for name in OPTIONAL:
                 assert torch.equal(getattr(b, name)[own], getattr(s, name)), name
             assert (float(b.scores[at]), int(b.groups[at])) == (s.score, s.group)
+            assert int(b.author[at]) == AUTHORS[s.rollout.author]
 
 
 @pytest.mark.parametrize("absent", OPTIONAL)

@@ -38,6 +38,19 @@ def test_files_of_a_pattern_are_read_in_order_of_name_up_to_the_limit(tmp_path: 
     assert [row["n"] for row in read_rows(source, "data.train")] == ["a0", "a1", "b0", "b1", "c0"]
 
 
+def test_rows_before_skip_are_left_out_and_the_limit_counts_from_there(tmp_path: Path) -> None:
+    rows = [{"n": n} for n in range(7)]
+    assert [row["n"] for row in read_rows(file(tmp_path, rows, skip=2), "k")] == [2, 3, 4, 5, 6]
+    assert [row["n"] for row in read_rows(file(tmp_path, rows, skip=2, limit=3), "k")] == [2, 3, 4]
+    assert [row["n"] for row in read_rows(file(tmp_path, rows, skip=5, limit=3), "k")] == [5, 6]
+    with pytest.raises(DataError, match=r"data\.eval: rows has no rows behind data\.eval\.skip: 7"):
+        read_rows(file(tmp_path, rows, skip=7), "data.eval")
+    made = gym(task="basic_arithmetic", size=6, seed=3)
+    whole = read_rows(made, "k")
+    assert read_rows(made.model_copy(update={"skip": 2}), "k") == whole[2:]
+    assert read_rows(made.model_copy(update={"skip": 2, "limit": 3}), "k") == whole[2:5]
+
+
 def test_a_column_that_some_rows_lack_is_none_there(tmp_path: Path) -> None:
     assert read_rows(file(tmp_path, [{"a": 1}, {"b": 2}]), "k") == [{"a": 1, "b": None}, {"a": None, "b": 2}]
 
@@ -137,6 +150,7 @@ from posttrain.errors import DataError
 from posttrain.recipe import HubSource
 from posttrain.data.sources import read_rows
 print(read_rows(HubSource(source="hub", path={str(tmp_path / "set")!r}), "data.train") == {rows!r})
+print(read_rows(HubSource(source="hub", path={str(tmp_path / "set")!r}, skip=1, limit=1), "data.train") == {rows[1:]!r})
 try:
     read_rows(HubSource(source="hub", path="nobody/nothing", name="main"), "data.eval")
 except DataError as error:
@@ -144,8 +158,8 @@ except DataError as error:
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    first, second = done.stdout.strip().split("\n")
-    assert first == "True"
+    whole, skipped, second = done.stdout.strip().split("\n")
+    assert (whole, skipped) == ("True", "True")
     assert second.startswith("data.eval: cannot load nobody/nothing:main:train from the Hugging Face hub")
     assert "{source: file" in second
 

@@ -56,7 +56,7 @@ def test_every_format_gives_its_prompt(tmp_path: Path, chat: Chat, row: dict[str
         ({"question": "a"}, {"prompt": "{questoin}"}, r"names \{questoin\}.*\(question\); did you mean question\?"),
         ({"question": None}, {}, "row rows/0: column 'question' is None"),
         ({"question": None}, {"prompt": "{question}"}, "column 'question', which the prompt template names, is empty"),
-        ({"messages": [{"role": "user"}]}, {}, "column 'messages' has a message of 'user' without text"),
+        ({"messages": [{"role": "user"}]}, {}, "column 'messages' has a message of 'user' without content"),
         ({"prompt": [{"role": "system", "content": "a"}, user("b")]}, {"system": "c"}, "system message of its own"),
         ({"chosen": "ab", "rejected": "ac"}, {}, "plain text without a prompt"),
         ({"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("b")]}, {}, "no common prompt"),

@@ -58,6 +58,17 @@ def bellman(batch: Batch, i: int, rover_scale: float = 1.0) -> Row:
     return error**2, 2 * error * rover_scale, 0.0
 
 
+def dynamic_likelihood(batch: Batch, i: int) -> Row:
+    _, a, logp = numbers(batch, i)
+    return -a * math.exp(logp) * logp, 0.0, -a * math.exp(logp)
+
+
+def regressed(batch: Batch, i: int, contrast_beta: float = 0.1) -> Row:
+    lr, a, _ = numbers(batch, i)
+    error = contrast_beta * lr - a
+    return error**2 / 2, contrast_beta * error, 0.0
+
+
 CASES = [
     (likelihoods.likelihood, likelihood, {}),
     (likelihoods.kept_likelihood, kept_likelihood, {}),
@@ -70,6 +81,9 @@ CASES = [
     (likelihoods.positive_cloning, positive_cloning, {"positive_weight": 0.3, "negative_weight": 2.0}),
     (likelihoods.bellman, bellman, {}),
     (likelihoods.bellman, bellman, {"rover_scale": 0.3}),
+    (likelihoods.dynamic_likelihood, dynamic_likelihood, {}),
+    (likelihoods.regressed, regressed, {}),
+    (likelihoods.regressed, regressed, {"contrast_beta": 2.0}),
 ]
 IDS = [f"{f.__name__}-{'other' if p else 'default'}" for f, _, p in CASES]
 
@@ -128,6 +142,34 @@ def test_a_token_without_advantage_is_neither_cloned_nor_pushed() -> None:
     batch = build([3], [True] * 3, seed=0, scale=0.3)._replace(advantages=torch.zeros(3, dtype=torch.float64))
     loss, by_ratio, by_logprob = measured(likelihoods.positive_cloning, batch)
     assert [loss.abs().sum(), by_ratio.abs().sum(), by_logprob.abs().sum()] == [0.0, 0.0, 0.0]
+
+
+@settings(max_examples=40)
+@given(batch=batches())
+def test_dynamic_likelihood_has_the_slope_of_the_probability_itself(batch: Batch) -> None:
+    logprobs = batch.tokens.logprobs.clone().requires_grad_()
+    gain = (batch.advantages * logprobs.exp() * batch.tokens.mask).sum()
+    (slopes,) = torch.autograd.grad(-gain, logprobs)
+    found = policy_gradient(likelihoods.dynamic_likelihood, batch)
+    numpy.testing.assert_allclose(found.tolist(), slopes.tolist(), atol=1e-12)
+
+
+def test_an_impossible_token_moves_a_dynamic_likelihood_by_nothing() -> None:
+    batch = build([3], [True] * 3, seed=0, scale=0.3)
+    far = batch._replace(tokens=batch.tokens._replace(logprobs=torch.full_like(batch.log_ratio, -1e4)))
+    loss, _, by_logprob = measured(likelihoods.dynamic_likelihood, far)
+    assert [loss.abs().sum(), by_logprob.abs().sum()] == [0.0, 0.0]
+
+
+@settings(max_examples=40)
+@given(batch=batches())
+def test_a_regression_is_solved_by_log_ratios_of_advantage_over_beta(batch: Batch) -> None:
+    solved = batch._replace(log_ratio=batch.advantages / 0.25)
+    loss, by_ratio, _ = measured(likelihoods.regressed, solved, contrast_beta=0.25)
+    assert [loss.abs().sum(), by_ratio.abs().sum()] == [0.0, 0.0]
+    started = batch._replace(log_ratio=torch.zeros_like(batch.log_ratio))
+    _, slopes, _ = measured(likelihoods.regressed, started, contrast_beta=0.25)
+    numpy.testing.assert_allclose(slopes.tolist(), (0.25 * policy_gradient(likelihoods.likelihood, batch)).tolist())
 
 
 class TestBellmanOnATreeOfTwoTokens:

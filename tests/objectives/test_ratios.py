@@ -107,3 +107,90 @@ def test_with_an_advantage_per_token_each_token_is_moved_by_its_own() -> None:
     (common,) = torch.autograd.grad((ratios.sequence(log_ratio, mask, segment) * weights).sum(), log_ratio)
     assert own.tolist() == [5.0, -1.0]
     assert common.tolist() == [2.0, 2.0]
+
+
+def group_names(batch: Batch, seed: int) -> Tensor:
+    """Sequences to groups, in any order and under any names."""
+    count = int(batch.tokens.segment.max()) + 1
+    return torch.tensor(numpy.random.default_rng(seed).choice([9, -4, 2], size=count))
+
+
+def weight(batch: Batch, i: int, discount: float | None, ld_alpha: float, groups: Tensor) -> float:
+    """What a masked token counts: by its place among those of its sequence, and by the shortest of the group."""
+    place = batch.members(i).index(i)
+    if discount is not None:
+        return discount**place
+    segment = batch.tokens.segment
+    together = [s for s in range(len(groups)) if groups[s] == groups[segment[i]]]
+    shortest = min(sum(1 for j in batch.masked() if segment[j] == s) for s in together)
+    return 1.0 if place < shortest else ld_alpha
+
+
+def whole(batch: Batch, log_ratio: Tensor, discount: float | None, ld_alpha: float, groups: Tensor) -> Tensor:
+    mask, segment = batch.tokens.mask, batch.tokens.segment
+    if discount is not None:
+        return ratios.discounted_sum(log_ratio, mask, segment, discount=discount)
+    return ratios.desensitised(log_ratio, mask, segment, groups, ld_alpha=ld_alpha)
+
+
+WEIGHED = pytest.mark.parametrize(("discount", "ld_alpha"), [(1.0, 0), (0.9, 0), (0.0, 0), (None, 0.5), (None, 0.0)])
+
+
+@WEIGHED
+@settings(max_examples=60)
+@given(batch=batches())
+def test_weighted_sums_are_those_of_the_loops(discount: float | None, ld_alpha: float, batch: Batch) -> None:
+    groups, mask, segment = group_names(batch, 0), batch.tokens.mask, batch.tokens.segment
+    inside = batch.masked()
+    weights = {i: weight(batch, i, discount, ld_alpha, groups) for i in inside}
+    log_ratio = batch.log_ratio.clone().requires_grad_()
+    found = whole(batch, log_ratio, discount, ld_alpha, groups)
+    slow = [sum(weights[j] * float(batch.log_ratio[j]) for j in batch.members(i)) for i in inside]
+    numpy.testing.assert_allclose(found.detach()[mask].tolist(), slow, atol=1e-12)
+    (gradient,) = torch.autograd.grad((found * batch.advantages).sum(), log_ratio)
+    of_sequence = [float(batch.advantages[segment == segment[i]].sum()) for i in range(len(segment))]
+    expected = [weights[i] * of_sequence[i] if i in weights else 0.0 for i in range(len(segment))]
+    numpy.testing.assert_allclose(gradient.tolist(), expected, atol=1e-12)
+    dirty = whole(batch, garbage(batch).log_ratio, discount, ld_alpha, groups)
+    assert dirty[mask].tolist() == found[mask].tolist()
+
+
+@settings(max_examples=40)
+@given(batch=batches())
+def test_without_discount_or_desensitising_they_are_the_plain_sum(batch: Batch) -> None:
+    mask, segment, groups = batch.tokens.mask, batch.tokens.segment, group_names(batch, 1)
+    plain = ratios.sequence_sum(batch.log_ratio, mask, segment).tolist()
+    assert ratios.discounted_sum(batch.log_ratio, mask, segment).tolist() == plain
+    assert ratios.desensitised(batch.log_ratio, mask, segment, groups, ld_alpha=1.0).tolist() == plain
+    alone = torch.arange(len(groups))
+    assert ratios.desensitised(batch.log_ratio, mask, segment, alone, ld_alpha=0.1).tolist() == plain
+
+
+def test_a_pair_s_longer_response_counts_less_beyond_the_shorter_one() -> None:
+    ones, mask = torch.ones(6, dtype=torch.float64), torch.tensor([True, True, True, False, True, True])
+    segment, groups = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([4, 4])
+    found = ratios.desensitised(ones, mask, segment, groups)
+    assert found.tolist() == [2.0, 2.0, 2.5, 2.5, 2.5, 2.5]
+    assert ratios.discounted_sum(ones, mask, segment, discount=0.5).tolist() == [1.5] * 2 + [1.75] * 4
+
+
+@WEIGHED
+def test_tokens_of_several_sequences_may_stand_among_each_other(discount: float | None, ld_alpha: float) -> None:
+    batch = build([1, 4, 2, 3], [True, True, False, True, True, False, False, True, True, True], seed=2, scale=0.5)
+    order = torch.tensor([5, 1, 7, 0, 2, 8, 3, 6, 9, 4])
+    mixed = Batch(
+        batch.log_ratio[order],
+        batch.advantages,
+        batch.tokens._replace(mask=batch.tokens.mask[order], segment=batch.tokens.segment[order]),
+    )
+    groups = torch.tensor([3, 1, 1, 3])
+    plain = whole(batch, batch.log_ratio, discount, ld_alpha, groups)
+    numpy.testing.assert_allclose(
+        whole(mixed, mixed.log_ratio, discount, ld_alpha, groups).tolist(), plain[order].tolist(), atol=1e-15
+    )
+
+
+def test_weighted_sums_of_nothing_are_no_error() -> None:
+    empty = torch.zeros(0, dtype=torch.float64)
+    assert ratios.discounted_sum(empty, empty.bool(), empty.long()).tolist() == []
+    assert ratios.desensitised(empty, empty.bool(), empty.long(), empty.long()).tolist() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from posttrain.algorithms.cells import Kind, Parameter, asks, positive
 
+GIVEN = asks("given")
 FLOOR = {"std_floor": Parameter(1e-6, low=0.0)}
 RIGHT = {"right_score": Parameter(0.5, formula=False)}
 GAMMA = {"gamma": Parameter(1.0, low=0.0, high=1.0)}
@@ -12,6 +13,35 @@ REWARD_CLIP = {"reward_clip": Parameter(10.0, low=0.0)}
 WHITEN_FLOOR = {"whiten_floor": Parameter(1e-8, low=0.0)}
 
 COLUMNS: dict[str, dict[str, Kind]] = {
+    "source": {
+        "sampled": Kind(None, about="Responses are sampled from the policy and graded.", asks=asks("sampler")),
+        "given": Kind(None, about="Responses, and what they are worth, come with the rows of the data.", asks=GIVEN),
+        "conditioned": Kind(
+            None,
+            about="As given, with a text before the question that says whether the answer is a good one.",
+            asks=GIVEN | asks("conditioning"),
+        ),
+        "joined": Kind(
+            None,
+            about="The answers of a row, and responses to it that are sampled and graded, are one group.",
+            asks=GIVEN | asks("sampler"),
+        ),
+    },
+    "opponent": {
+        "none": Kind(None, about="The policy alone responds."),
+        "reference": Kind(
+            None,
+            {"opponent_responses": Parameter(1, low=0)},
+            "opponent_responses of each group's sampled ones are drawn from the first reference policy.",
+            asks=asks("sampler", "reference", "opponent"),
+        ),
+        "pool": Kind(
+            None,
+            {"opponent_responses": Parameter(1, low=0), "pool_size": Parameter(4, low=0)},
+            "As reference, each step's opponent one of the pool_size last policies that the reference has been.",
+            asks=asks("sampler", "reference", "opponent", "refresh"),
+        ),
+    },
     "selection": {
         "all": Kind(None, about="Every group is learnt from."),
         "mixed": Kind(None, about="Groups whose responses all score the same are dropped.", min_group=2),
@@ -35,6 +65,14 @@ COLUMNS: dict[str, dict[str, Kind]] = {
                 "spread_warmup": Parameter(10, least=0),
             },
             "Groups whose std is below spread_factor x its running mean are dropped, after spread_warmup steps.",
+            min_group=2,
+        ),
+        "implicit_margin": Kind(
+            None,
+            {"keep_fraction": Parameter(0.7, low=0.0, high=1.0)},
+            "Of a step's pairs only keep_fraction are learnt, those with the largest log-ratio of best to worst (SeRA, "
+            "2410.09362).",
+            asks=asks("reference", "trainer"),
             min_group=2,
         ),
     },
@@ -82,6 +120,8 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             "returns.length_adaptive_gae", {**GAMMA, "adaptive_alpha": positive(0.05)}, asks=asks("critic")
         ),
         "n_step": Kind("returns.n_step", {**GAMMA, "n_steps": Parameter(8, low=0)}, asks=asks("critic")),
+        "above_value": Kind("offline.above_value", asks=asks("critic")),
+        "step_differences": Kind("offline.step_differences", takes=("ends",), asks=asks("critic", "steps")),
         "v_trace": Kind(
             "returns.v_trace",
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from posttrain.algorithms.catalogue.scores import SCORES
+from posttrain.algorithms.catalogue.sets import CONTRAST, SETS
 from posttrain.algorithms.cells import Kind, Parameter, asks, positive
 
 ESTIMATORS = ("k1", "k2", "k3", "exact")
@@ -21,8 +23,6 @@ EXACT_IN_REWARD = (
 )
 CLIP = {"clip_low": positive(0.2), "clip_high": positive(0.2)}
 CAP = {"importance_cap": positive(2.0)}
-CONTRAST = {"contrast_beta": positive(0.1)}
-SMOOTHING = {"label_smoothing": Parameter(0.0, least=0.0, high=0.499)}
 FRACTION = {"cov_fraction": Parameter(2e-4, low=0.0, high=1.0)}
 TRUST = {"max_kl": positive(0.05)}
 PENALTY = {"trust_coefficient": positive(1.0)}
@@ -35,12 +35,29 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "previous": Kind(None, about="Log-ratios are to the trainer's policy before the step's first update."),
         "behaviour": Kind(None, about="Log-ratios are to the engine's own log-probabilities.", asks=asks("behaviour")),
         "reference": Kind(None, about="Log-ratios are to the reference policy.", asks=asks("reference")),
+        "iterate": Kind(
+            None,
+            about="Log-ratios are to the reference policy, which must follow the policy (reference.refresh: copy). "
+            "Several references count by their shares, as a geometric mixture.",
+            asks=asks("reference", "refresh"),
+        ),
+        "none": Kind(None, about="Log-ratios are the policy's log-probabilities themselves."),
     },
     "ratio": {
         "token": Kind("ratios.token"),
         "sequence": Kind("ratios.sequence"),
         "sequence_token": Kind("ratios.sequence_token"),
         "sequence_sum": Kind("ratios.sequence_sum"),
+        "discounted_sum": Kind("ratios.discounted_sum", {"discount": Parameter(1.0, low=0.0, high=1.0)}),
+        "desensitised": Kind(
+            "ratios.desensitised", {"ld_alpha": Parameter(0.5, least=0.0, high=1.0)}, takes=("groups",)
+        ),
+    },
+    "divergence": {
+        "reverse_kl": Kind("divergences.reverse_kl"),
+        "forward_kl": Kind("divergences.forward_kl"),
+        "js": Kind("divergences.js"),
+        "alpha": Kind("divergences.alpha", {"alpha_coefficient": Parameter(0.5)}),
     },
     "objective": {
         "reinforce": Kind("surrogates.reinforce"),
@@ -99,14 +116,15 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "kl_cov": Kind(
             "covariance.kl_cov", {**FRACTION, "cov_penalty": positive(1.0)}, level="step", takes=TOKENS, asks=RATIO
         ),
-        "rebel": Kind("contrasts.rebel", {"rebel_eta": positive(1.0)}, level="set", asks=RATIO, min_group=2),
-        "copg": Kind("contrasts.copg", CONTRAST, level="set", min_group=2),
-        "agro": Kind("contrasts.agro", CONTRAST, level="set", min_group=2),
-        "best_worst_sigmoid": Kind("contrasts.best_worst_sigmoid", CONTRAST | SMOOTHING, level="set", min_group=2),
-        "best_worst_squared": Kind("contrasts.best_worst_squared", CONTRAST, level="set", min_group=2),
-        "squared_log_ratio": Kind(
-            "contrasts.squared_log_ratio", {"kimi_tau": positive(0.1)}, level="set", asks=RATIO, min_group=2
-        ),
+        "dynamic_likelihood": Kind("likelihoods.dynamic_likelihood", takes=TOKENS),
+        "regressed": Kind("likelihoods.regressed", CONTRAST),
+        "step_regression": Kind("offline.step_regression", CONTRAST, takes=("tokens", "ends"), asks=asks("steps")),
+        **SETS,
+        **SCORES,
+    },
+    "weighting": {
+        "none": Kind("weightings.none"),
+        "policy_probability": Kind("weightings.policy_probability", asks=asks("collision")),
     },
     "correction": {
         "none": Kind("corrections.none"),
@@ -132,6 +150,23 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "constant": Kind("reductions.constant", {"constant_length": Parameter(None, low=0.0, optional=True)}),
         "group_mean": Kind("reductions.group_mean", level="set"),
     },
+    "cloning": {
+        "none": Kind(None, about="Nothing is learnt by likelihood alone."),
+        "best": Kind(
+            None,
+            {"cloning_coefficient": positive(1.0)},
+            "The loss gains cloning_coefficient x the mean negative log-likelihood of the best responses' tokens.",
+        ),
+    },
+    "contrast": {
+        "none": Kind(None, about="A reward model learns from its scores alone."),
+        "goal": Kind(
+            "scores.contrastive",
+            {"contrast_temperature": positive(0.1), "contrast_coefficient": Parameter(0.1, low=0.0, formula=False)},
+            level="scorer",
+            asks=asks("states"),
+        ),
+    },
     "kl": {
         "none": Kind(None, about="No penalty towards a reference."),
         "in_loss": Kind(
@@ -148,6 +183,13 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             "Only k1 has the gradient of that KL; k2 and k3 scarcely pull near the reference.",
             asks=asks("reference"),
             refused={("kl_estimator", "exact"): EXACT_IN_REWARD},
+        ),
+        "online": Kind(
+            None,
+            {"kl_coefficient": Parameter(0.04, low=0.0), "kl_responses": Parameter(1, low=0)},
+            "Beside the given responses, kl_responses are sampled to each prompt, and the loss gains kl_coefficient x "
+            "KL(policy || reference) on them, its gradient that of REINFORCE.",
+            asks=asks("reference", "sampler"),
         ),
     },
     "entropy": {
@@ -179,6 +221,10 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             },
         ),
         "frozen": Kind(None, about="A pretrained value function that is never updated."),
+        "frozen_probability": Kind(
+            None, about="As frozen, its output the logit of a probability: a process reward model is one."
+        ),
+        "joint": Kind(None, about="The objective itself trains the value function."),
     },
     "trust": {
         "none": Kind(None, about="KL(old || new) is not bounded."),

@@ -1,0 +1,97 @@
+"""Who learns: a policy with what stands beside it, or a reward model."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from posttrain.build import companions
+from posttrain.build.check import Checked
+from posttrain.build.companions import Checkpoint
+from posttrain.errors import ModelError
+from posttrain.learner.backbone import prove_layout, states_agree
+from posttrain.learner.computation import Computation
+from posttrain.learner.layout import Layout
+from posttrain.learner.scorer import ScorerLearner
+from posttrain.learner.single import Companions, SingleLearner
+from posttrain.models.checkpoint import load_policy, load_scorer, with_adapters
+
+
+def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
+    """The learner of `hardware.learner`, its layout proven on this model."""
+    recipe, settings = checked.recipe, checked.recipe.hardware.learner
+    torch.manual_seed(recipe.run.seed)
+    model = load_policy(
+        checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device, settings.gradient_checkpointing
+    )
+    layout: Layout = "tree" if settings.layout == "auto" else settings.layout
+    if settings.layout == "auto":
+        with contextlib.suppress(ModelError):
+            prove_layout(model, layout)
+            return _learner(checked, checkpoint, model, layout)
+        layout = "rows"
+    prove_layout(model, layout)
+    return _learner(checked, checkpoint, model, layout)
+
+
+def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout) -> SingleLearner:
+    recipe, updates, needs = checked.recipe, total_updates(checked), checked.algorithm.needs
+    return SingleLearner(
+        model,
+        checkpoint.tokenizer,
+        recipe.optimizer,
+        computation(checked, layout, recipe.rollout.temperature if needs.sampler else 1.0),
+        total_updates=updates,
+        companions=Companions(
+            references=companions.references(recipe, checkpoint) if needs.reference else None,
+            critic=companions.critic(checked, checkpoint, model, updates) if needs.critic else None,
+        ),
+    )
+
+
+def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
+    """A reward model from the recipe's model: its own head where it has one, a random one otherwise."""
+    recipe, cell = checked.recipe, checked.algorithm.objective
+    torch.manual_seed(recipe.run.seed)
+    outputs = int(cell.settings.get("value_bins", cell.settings.get("heads", 1)))
+    model = load_scorer(
+        checkpoint.folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code, "model.path"
+    )
+    if not bool(model.score.weight.any()):
+        # A head of zeros passes no gradient on, and the heads of an ensemble would stay equal.
+        nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
+    checkpointing = recipe.hardware.learner.gradient_checkpointing
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    plain = model
+    if recipe.model.lora:
+        model = with_adapters(model, recipe.model.lora, checkpointing, scorer=True)
+    layout: Layout = "tree" if recipe.hardware.learner.layout == "auto" else recipe.hardware.learner.layout
+    decoder = getattr(plain, plain.base_model_prefix)
+    if not states_agree(decoder, layout, plain.score.weight.device):
+        if recipe.hardware.learner.layout != "auto":
+            raise ModelError(f"hardware.learner.layout: {layout} gives this model other states than rows; use rows")
+        layout = "rows"
+    return ScorerLearner(
+        model, checkpoint.tokenizer, recipe.optimizer, computation(checked, layout, 1.0), total_updates(checked)
+    )
+
+
+def computation(checked: Checked, layout: Layout, temperature: float) -> Computation:
+    """The recipe's settings of the learner."""
+    settings = checked.recipe.hardware.learner
+    return Computation(
+        layout=layout,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        logit_chunk=settings.logit_chunk,
+        temperature=temperature,
+    )
+
+
+def total_updates(checked: Checked) -> int:
+    """Optimiser steps of the whole run."""
+    optimizer = checked.recipe.optimizer
+    return checked.recipe.run.steps * optimizer.epochs * optimizer.minibatches

@@ -1,0 +1,96 @@
+"""A recipe's sources as prompts and groups, training and held out, disjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from posttrain.build.check import Checked
+from posttrain.build.companions import Checkpoint
+from posttrain.build.wants import wanted
+from posttrain.data.chat import Chat
+from posttrain.data.rows import columns_of
+from posttrain.data.shapes import Wanted, brings
+from posttrain.data.sources import SourceReport, distinct, groups, hold_out, prompts
+from posttrain.errors import DataError
+from posttrain.models.checkpoint import stop_tokens
+from posttrain.models.location import Location, context_length
+from posttrain.recipe import Source
+from posttrain.types import Group, Prompt
+
+ANSWERS = frozenset({"pairs", "lists", "completion", "messages", "steps"})
+"""Forms of rows that bring answers."""
+
+
+@dataclass
+class Read:
+    """What was read, and what became of the sources' rows."""
+
+    reports: dict[str, SourceReport] = field(default_factory=dict)
+    train: list[Prompt] = field(default_factory=list)
+    """Prompts to be answered."""
+    given: list[Group] = field(default_factory=list)
+    """Answers that come with the training rows."""
+    held_prompts: list[Prompt] = field(default_factory=list)
+    held: list[Group] = field(default_factory=list)
+    """Answers that come with the held-out rows."""
+    auxiliary: list[Group] = field(default_factory=list)
+    """Texts that are learnt beside the roll-outs."""
+    max_length: int = 0
+    """Longest prompt plus completion."""
+
+
+def read(checked: Checked, checkpoint: Checkpoint) -> Read:
+    """Every source of the recipe, training rows that are also held out taken away. Raises DataError."""
+    recipe, needs = checked.recipe, checked.algorithm.needs
+    chat = Chat(checkpoint.tokenizer, stop_tokens(checkpoint.folder, checkpoint.tokenizer))
+    room = recipe.model.max_length or context_length(Location("folder", checkpoint.folder))
+    new = max(recipe.rollout.max_tokens, recipe.evaluation.max_tokens or 0)
+    out, limit = Read(), recipe.data.max_prompt_tokens or (room - new if room else None)
+    samples = needs.sampler or bool(recipe.rewards and recipe.data.eval)
+    if recipe.data.eval:
+        _read_held(checked, chat, room, limit if samples else None, out)
+    if needs.given:
+        out.given, about = groups(
+            recipe.data.train, chat, "data.train", wanted(recipe, checked.algorithm, recipe.data.train, room)
+        )
+        held = {group.prompt.tokens for group in out.held} | {p.tokens for p in out.held_prompts}
+        kept = [group for group in out.given if group.prompt.tokens not in held]
+        if not kept:
+            raise DataError("data: every training row also stands in data.eval; use another split, file or rows for it")
+        if needs.sampler:
+            kept = [group for group in kept if limit is None or len(group.prompt.tokens) <= limit]
+        out.reports["data.train"] = replace(about, kept=len(kept), held_out=len(out.given) - len(kept))
+        out.given = kept
+        out.train = [group.prompt for group in kept]
+    else:
+        out.train, about = prompts(recipe.data.train, chat, "data.train", limit)
+        out.train, removed = hold_out(out.train, out.held_prompts)
+        out.reports["data.train"] = replace(about, kept=len(out.train), held_out=removed)
+    if recipe.data.auxiliary:
+        more = Wanted(max_length=room, max_faulty_share=recipe.data.max_faulty_share)
+        out.auxiliary, about = groups(recipe.data.auxiliary.data, chat, "data.auxiliary.data", more)
+        out.reports["data.auxiliary"] = about
+    longest = max(len(p.tokens) for p in [*out.train, *out.held_prompts]) + new
+    out.max_length = min(longest, room) if room else longest
+    return out
+
+
+def _read_held(checked: Checked, chat: Chat, room: int | None, limit: int | None, out: Read) -> None:
+    """Held-out rows: prompts where responses are graded, groups where rows bring answers that the algorithm reads."""
+    recipe = checked.recipe
+    source = recipe.data.eval
+    assert source is not None
+    if recipe.rewards or checked.algorithm.needs.sampler:
+        found, about = prompts(source, chat, "data.eval", limit, conditioning=recipe.data.conditioning)
+        out.held_prompts, repeated = distinct(found)
+        out.reports["data.eval"] = replace(about, kept=len(out.held_prompts), duplicates=repeated)
+    if checked.algorithm.needs.given and _answers(source):
+        out.held, about = groups(source, chat, "data.eval", wanted(recipe, checked.algorithm, source, room))
+        out.reports["data.eval" if not recipe.rewards else "data.eval answers"] = about
+
+
+def _answers(source: Source) -> bool:
+    """Whether a source's rows bring answers; unknown columns count as none."""
+    columns: Sequence[str] | None = columns_of(source, "data.eval")
+    return columns is not None and bool(ANSWERS & brings(columns))

@@ -1,0 +1,28 @@
+"""What an algorithm asks of answers that come with the data. Imports no torch."""
+
+from __future__ import annotations
+
+from posttrain.algorithms.row import Algorithm
+from posttrain.data.rows import columns_of
+from posttrain.data.shapes import Wanted, brings
+from posttrain.recipe import HubSource, Recipe, Source
+
+
+def wanted(recipe: Recipe, algorithm: Algorithm, source: Source, room: int | None = None) -> Wanted:
+    """What the row asks of given answers."""
+    data = recipe.data
+    needs, compares = algorithm.needs, algorithm.needs.min_group > 1
+    columns = None if isinstance(source, HubSource) else columns_of(source, "data")
+    # Beside sampled responses one answer is enough; alone, a single one must say what it is worth.
+    alone = not needs.sampler and not compares and algorithm.credit.kind != "ones" and not needs.steps
+    return Wanted(
+        max_length=room,
+        margins=needs.margins,
+        ties=needs.ties or not needs.pairs,
+        steps=needs.steps,
+        pairs=compares and not needs.sampler,
+        scores=alone and columns is not None and not {"pairs", "lists"} & brings(columns),
+        conditioning=data.conditioning if needs.conditioning else None,
+        max_faulty_share=data.max_faulty_share,
+        in_context=needs.in_context,
+    )

@@ -1,0 +1,120 @@
+"""What every loop does at the border of a step: measure, write down, keep a checkpoint, and go on from one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from posttrain.learner import Learner
+from posttrain.learner.checkpoint import restore, write_checkpoint
+from posttrain.loops.learning import Learnt
+from posttrain.metrics import Report, RunFolder
+from posttrain.metrics.records import record
+from posttrain.metrics.sinks import Sink
+from posttrain.recipe import Run
+from posttrain.types import Group
+
+
+class Keeper(Protocol):
+    """Something that goes on from where it was."""
+
+    def state(self) -> dict[str, Any]:
+        """The position, ready for JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+Measure = Callable[[], tuple[Report, Sequence[Group]]]
+"""A measurement of the present weights: figures, and the groups behind them (none where they are the data's own)."""
+
+
+@dataclass
+class Progress:
+    """A run between its steps."""
+
+    folder: RunFolder
+    sinks: Sequence[Sink]
+    run: Run
+    learner: Learner
+    keepers: Mapping[str, Keeper]
+    measures: Sequence[Measure] = ()
+    drain: Callable[[], Report] = field(default=Report)
+    """What else happened since the last step, as publishing weights."""
+
+    def resume(self) -> int:
+        """Restore the newest complete checkpoint and drop what was written after it; the step to go on from."""
+        found = self.folder.checkpoints()
+        step = found[-1] if found else -1
+        self.folder.truncate_after(step)
+        if step < 0:
+            return 0
+        state = restore(self.folder.checkpoint_path(step), self.learner)
+        for name, keeper in self.keepers.items():
+            keeper.restore(state[name])
+        return step
+
+    def begin(self) -> int:
+        """Resume, or measure and write down what there is before the first step; the step to go on from."""
+        step = self.resume()
+        if step == 0:
+            self.finish(0, Report(), [], Learnt(), time.perf_counter())
+        return step
+
+    def finish(self, step: int, report: Report, groups: Sequence[Group], learnt: Learnt, started: float) -> None:
+        """Measure and save where due, and write the step down: roll-outs, then metrics, then the checkpoint."""
+        run, last = self.run, step == self.run.steps
+        if step == 0 or last or (run.evaluate_every and step % run.evaluate_every == 0):
+            at = time.perf_counter()
+            seen: list[Group] = []
+            for measure in self.measures:
+                about, measured = measure()
+                report, seen = report + about, [*seen, *measured]
+            if self.measures:
+                report += Report.sum("eval/seconds", time.perf_counter() - at)
+            if seen:
+                self.folder.write_rollouts("eval", step, records(step, seen, Learnt()))
+        if step and run.rollouts:
+            self.folder.write_rollouts("step", step, records(step, groups, learnt))
+        report += self.drain() + Report.sum("step/seconds", time.perf_counter() - started)
+        values = report.values()
+        self.folder.append_metrics(step, values)
+        for sink in self.sinks:
+            sink.write(step, values)
+        if step and (last or (run.save_every and step % run.save_every == 0)):
+            state = {"step": step} | {name: keeper.state() for name, keeper in self.keepers.items()}
+            write_checkpoint(self.folder, step, self.learner, state, run.keep_checkpoints)
+
+
+def records(step: int, groups: Sequence[Group], learnt: Learnt) -> list[dict[str, object]]:
+    """Every response of a step as the run folder keeps it, with what was learnt from it where anything was."""
+    found = {id(sample.rollout): i for i, sample in enumerate(learnt.samples)}
+    rows: list[dict[str, object]] = []
+    for index, group in enumerate(groups):
+        for k, rollout in enumerate(group.rollouts):
+            i = found.get(id(rollout))
+            rows.append(record(step, len(rows), index, group, k, learnt=None if i is None else _learnt(learnt, i)))
+    return rows
+
+
+def _learnt(learnt: Learnt, i: int) -> dict[str, object]:
+    sample = learnt.samples[i]
+    if learnt.scores:
+        return {"values": learnt.updates[i][0][1].tolist() if learnt.updates[i] else None}
+    return {
+        "advantages": sample.advantages.tolist(),
+        "learner_logprobs": learnt.updates[i][0][1].tolist() if learnt.updates[i] else None,
+        "previous_logprobs": None if sample.previous is None else sample.previous.tolist(),
+        "reference_logprobs": None if sample.reference is None else _by_reference(sample.reference),
+        "values": None if sample.values is None else sample.values.tolist(),
+        "returns": None if sample.returns is None else sample.returns.tolist(),
+        "updates": [{"update": n, "logprobs": values.tolist()} for n, values in learnt.updates[i]],
+    }
+
+
+def _by_reference(logprobs: Tensor) -> list[float] | list[list[float]]:
+    """`[T, R]` to one number per token, or a list of them where there are several references."""
+    return logprobs[:, 0].tolist() if logprobs.shape[1] == 1 else logprobs.tolist()
