@@ -60,6 +60,9 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
     model = load_scorer(
         checkpoint.folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code, "model.path"
     )
+    if "value_bins" in cell.settings:
+        # Who reads the checkpoint must know that its outputs are bins, and of what.
+        model.config.value_low, model.config.value_high = cell["value_low"], cell["value_high"]
     if not bool(model.score.weight.any()):
         # A head of zeros passes no gradient on, and the heads of an ensemble would stay equal.
         nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)

@@ -124,7 +124,7 @@ class _Run:
         summary = _read_json(self._summary_file(stage))
         self._record(stage, inputs, "finished", summary)
         made = str(self._summary_file(stage)) if stage.evaluates else f"{summary.get('algorithm')}: {recipe.run.folder}"
-        return Outcome(stage.name, made, summary.get("steps"), summary["seconds"], summary)
+        return Outcome(stage.name, made, summary.get("steps"), summary.get("seconds", 0.0), summary)
 
     def _start(self, stage: Stage) -> None:
         """The stage's command, to its end. Raises PosttrainError naming the stage."""
@@ -198,7 +198,7 @@ class _Run:
             "recipe": _digest(file) if file.is_file() else None,
             "inputs": list(inputs),
             "status": status,
-            "seconds": figures["seconds"] if figures else None,
+            "seconds": figures.get("seconds") if figures else None,
             "figures": dict(figures or {}),
         }
         text = json.dumps({"stages": self._records}, indent=1, ensure_ascii=False)

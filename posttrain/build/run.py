@@ -8,18 +8,23 @@ from typing import Any
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from posttrain.build import wire
+from posttrain.build import companions, wire
 from posttrain.build.check import Checked
-from posttrain.build.reading import read
+from posttrain.build.companions import Checkpoint
+from posttrain.build.measure import figures
+from posttrain.build.measure import measure as measure_scorer
+from posttrain.build.reading import Read, read
 from posttrain.errors import RecipeError
 from posttrain.evaluation import evaluate as measure
 from posttrain.evaluation import summary as summarise
+from posttrain.learner.checkpoint import restore
+from posttrain.loops.held_out import HeldOutAnswers
 from posttrain.loops.offline import offline
 from posttrain.loops.online import online
 from posttrain.metrics import RunFolder, open_sinks
 from posttrain.metrics.curves import draw
 from posttrain.models.checkpoint import load_policy, merged_weights
-from posttrain.recipe import dump
+from posttrain.recipe import Recipe, dump
 from posttrain.rewards import Grader
 
 console = Console(soft_wrap=True, highlight=False)
@@ -52,18 +57,28 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
         finally:
             for sink in sinks:
                 sink.close()
+        if checked.algorithm.needs.scorer and data.held:
+            console.print("measuring the reward model")
+            measured(checked, folder, data)
         return finish(checked, folder, time.perf_counter() - started)
+
+
+def measured(checked: Checked, folder: RunFolder, data: Read | None = None) -> dict[str, Any]:
+    """The figures of a run's newest reward model, also written on its card, in the run and beside the weights."""
+    step, place = wire.newest_policy(folder)
+    checkpoint = wire.open_checkpoint(checked.recipe, place)
+    data = read(checked, checkpoint) if data is None else data
+    if not data.held:
+        raise RecipeError(["data.eval: missing, so there is nothing to measure a reward model on; add it"])
+    card = measure_scorer(checked, checkpoint, data, [place, folder.path])
+    return {"model": str(folder.path), "step": step, **figures(card)}
 
 
 def finish(checked: Checked, folder: RunFolder, seconds: float) -> dict[str, Any]:
     """Write `summary.json` and draw `curves.png` from what the run wrote down."""
     lines = folder.read_metrics()
-    evaluated = [line for line in lines if "eval/accuracy" in line]
+    evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
     summary: dict[str, Any] = summarise(evaluated[0], evaluated[-1]) if evaluated else {}
-    for when, line in (("before", evaluated[0]), ("after", evaluated[-1])) if evaluated else ():
-        for name in ("accuracy", "greedy"):
-            for end in ("low", "high"):
-                summary[f"{name}_{when}_{end}"] = line.get(f"eval/{name}_{end}")
     stepping = sum(line.get("step/seconds", 0.0) for line in lines)
     summary |= {
         "steps": lines[-1]["step"],
@@ -77,14 +92,34 @@ def finish(checked: Checked, folder: RunFolder, seconds: float) -> dict[str, Any
 
 
 def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
-    """Figures of the recipe's model as it comes, or of a run's newest checkpoint. RecipeError without data.eval."""
+    """Figures of the recipe's model as it comes, or of a run's newest checkpoint: accuracy on what it says to held-out
+    prompts, what it makes of held-out answers, or a reward model's card. RecipeError without data.eval.
+    """
     recipe = checked.recipe
     if recipe.data.eval is None:
         raise RecipeError(["data.eval: missing, so there is nothing to evaluate on; add it"])
     disable_progress_bar()
+    if checked.algorithm.needs.scorer:
+        if folder is None:
+            raise RecipeError(["algorithm: it trains a reward model; evaluate the folder of its run"])
+        return measured(checked, folder)
     step, policy = wire.newest_policy(folder) if folder else (0, None)
     checkpoint = wire.open_checkpoint(recipe, policy)
     data = read(checked, checkpoint)
+    found: dict[str, Any] = {}
+    if data.held_prompts:
+        found |= _responses(recipe, checkpoint, data, step)
+    if data.held:
+        learner = wire.make_learner(checked, wire.open_checkpoint(recipe))
+        if folder:
+            restore(folder.checkpoint_path(step), learner)
+        shares = companions.shares(recipe.reference)
+        found |= HeldOutAnswers(learner, checked.algorithm, data.held, shares)()[0].values()
+    return {"model": str(folder.path if folder else recipe.model.path), "step": step, **found}
+
+
+def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int) -> dict[str, Any]:
+    """What the model in a checkpoint says to held-out prompts, graded."""
     plain = recipe.model.model_copy(update={"lora": None})
     with Grader(recipe.rewards, recipe.grading) as grader:
         sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
@@ -92,5 +127,4 @@ def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
         sampler.load(merged_weights(model), step)
         benchmark = wire.make_benchmark(recipe, data.held_prompts, grader)
         assert benchmark is not None
-        figures = measure(sampler, benchmark).metrics
-    return {"model": str(folder.path if folder else recipe.model.path), "step": step, **figures}
+        return measure(sampler, benchmark).metrics

@@ -87,6 +87,7 @@ def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grader) -> Be
         max_tokens=settings.max_tokens or recipe.rollout.max_tokens,
         greedy=settings.greedy,
         seed=recipe.run.seed,
+        best_of=settings.best_of,
     )
 
 

@@ -64,15 +64,18 @@ class ScorerLearner:
 
     def outputs(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
         """`[B]` per rollout: what the head says after the last token the policy said, without gradient."""
+        # Groups are found by prompt, so that a shared one is read once.
+        prompts: dict[tuple[int, ...], int] = {}
         samples = []
-        for index, rollout in enumerate(rollouts):
+        for rollout in rollouts:
             said = torch.tensor(rollout.mask).nonzero()[:, 0]
             mask = torch.zeros(len(rollout.tokens), dtype=torch.bool)
             mask[said[-1:]] = True
-            samples.append(Sample(rollout, index, mask, torch.zeros(len(mask))))
+            group = prompts.setdefault(rollout.tokens[: rollout.mask.index(True)], len(prompts))
+            samples.append(Sample(rollout, group, mask, torch.zeros(len(mask))))
         out: dict[int, Tensor] = {}
         with torch.no_grad():
-            for batch in pack(samples, replace(self.packing, share_prompts=False)):
+            for batch in pack(samples, self.packing):
                 states = self._states(batch)
                 values = functional.linear(states.to(self.head.weight.dtype), self.head.weight).cpu()
                 order = batch.segment[batch.mask].tolist()

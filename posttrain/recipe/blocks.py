@@ -102,6 +102,10 @@ class Data(Block):
     max_faulty_share: float = Field(0.01, ge=0, le=1)
     """Stop when more than this share of the rows that bring answers teaches nothing: the kinds are counted."""
     conditioning: Conditioning | None = None
+    contrast: Source | None = None
+    """Rows of two similar questions with a response to each, on which a reward model's consistency is measured:
+    question, response, other_question, other_response (2309.16155).
+    """
 
 
 class Reward(Block):
@@ -189,6 +193,9 @@ class Evaluation(Block):
     """Also decode each problem once at temperature 0."""
     max_tokens: PositiveInt | None = None
     """The roll-outs' limit where empty."""
+    best_of: str | None = None
+    """A grader's name: also measured is what the response is worth that it scores highest of n samples, to the others.
+    """
 
 
 class Learner(Block):

@@ -135,14 +135,17 @@ def finished(folder: Path) -> tuple[Path, str]:
     path, first = write(folder, **STAGES), RunFolder(folder / "out" / "first")
     devnull = subprocess.DEVNULL
     process = subprocess.Popen(command("train", path, "--quiet"), cwd=ROOT, stdout=devnull, stderr=devnull)
-    until = time.monotonic() + 120
-    while len(first.checkpoints()) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    # Only the pipeline is told: the stage's process must end with it, or the folder would still be locked.
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    try:
+        until = time.monotonic() + 300
+        while len(first.checkpoints()) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.005)
+    finally:
+        # Only the pipeline is told: the stage's process must end with it, or the folder would still be locked.
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(120)
+    assert code == 128 + signal.SIGTERM
     assert first.checkpoints()[-1] < STEPS
     assert lineage(folder)["first"]["status"] == "running"
     return folder, run("train", path, "--quiet").stdout

@@ -86,6 +86,7 @@ def test_answers_of_steps_are_learnt_whole_where_no_label_is_wanted(tmp_path: Pa
         {"chosen": [assistant("xyb")], "rejected": [assistant("xyc")], "prefix": "xy"},
         {"chosen": "b", "rejected": "c", "initial_reason_steps": "xy"},
         {"chosen": "b", "rejected": "c", "initial_reason_steps": "xy", "prefix": None},
+        {"chosen": "xyb", "rejected": "xyc", "initial_reason_steps": "z", "prefix": "xy"},
         {"completions": ["xyb", "xyc"], "scores": [1, 0], "prefix": "xy"},
     ],
 )

@@ -174,6 +174,12 @@ class TestLaws:
         assert near == pytest.approx(measured(preferences.simpo, [b, w], contrast_beta=beta, simpo_gamma=0.5), abs=1e-6)
 
 
+@pytest.mark.parametrize(("loss", "e"), [("exo_pair", 0.0), ("exo_pair", 1.0), ("robust", 0.5), ("robust", -0.1)])
+def test_a_smoothing_that_leaves_no_loss_is_refused(loss: str, e: float) -> None:
+    with pytest.raises(ValueError, match=rf"{loss} needs a label_smoothing .*; got {e}"):
+        getattr(preferences, loss)(wide([0.1, 0.2]), SCORES, PAIR, label_smoothing=e)
+
+
 class TestSortedMargins:
     """Groups 9, 1, 4 and 6 prefer one of their responses; group 2 is alone and group 7 of one mind."""
 

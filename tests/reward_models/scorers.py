@@ -34,7 +34,7 @@ def scorer_folder(folder: Path, outputs: int = 1, seed: int = 0, template: str |
         "pad_token_id": 1,
         "num_labels": outputs,
         # Large enough that scores differ clearly from sequence to sequence.
-        "initializer_range": 0.3,
+        "initializer_range": 0.15,
     }
     LlamaForSequenceClassification(LlamaConfig(**{**settings, **config})).save_pretrained(folder)
     tiny_tokenizer(template).save_pretrained(folder)

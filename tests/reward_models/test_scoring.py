@@ -42,7 +42,7 @@ def test_a_sequence_scores_alone_what_it_scores_in_any_batch(folder: Path, batch
     got = score_tokens(model, SEQUENCES, batch_tokens)
     assert got.shape == (len(SEQUENCES), 3)
     assert not got.requires_grad
-    # Scores of about 5 in fp32, summed in another order.
+    # fp32, summed in another order.
     expected = torch.tensor([plainly(folder, s) for s in SEQUENCES])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     backwards = score_tokens(model, SEQUENCES[::-1], batch_tokens).flip(0)
