@@ -191,9 +191,18 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+RESULTS = {
+    "accuracy": "avg@k, sampled",
+    "greedy": "greedy",
+    "preferred": "better answer preferred (implicit reward, or score)",
+    "likelier": "better answer likelier per token",
+    "nll": "nats a token of the better answer",
+}
+
+
 def _results(summary: dict[str, object]) -> Table:
-    table = Table("", "before", "after", title="held-out accuracy")
-    for name, label in (("accuracy", "avg@k, sampled"), ("greedy", "greedy")):
+    table = Table("held out", "before", "after")
+    for name, label in RESULTS.items():
         if summary.get(f"{name}_after") is not None:
             table.add_row(label, *(_with_interval(summary, f"{name}_{when}") for when in ("before", "after")))
     table.caption = f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {summary['folder']}"
@@ -201,6 +210,8 @@ def _results(summary: dict[str, object]) -> Table:
 
 
 def _with_interval(figures: dict[str, object], name: str) -> str:
+    if figures.get(name) is None:
+        return ""
     low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
     around = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
     return escape(f"{figures[name]:.3f}{around}")

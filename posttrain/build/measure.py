@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +59,19 @@ def measure(checked: Checked, checkpoint: Checkpoint, data: Read, folders: Seque
     """
     model = Measured(checked.algorithm, checkpoint)
     if checked.algorithm.needs.steps:
-        said = _steps(model, data.held)
+        said, pairs = None, _of_steps(model, data.held)
     else:
         flat = iter(model.scores([_ids(r) for group in data.held for r in group.rollouts]))
         said = [[next(flat) for _ in group.rollouts] for group in data.held]
-    pairs = [pair for group, scores in zip(data.held, said, strict=True) for pair in _pairs(group, scores)]
+        pairs = [pair for group, scores in zip(data.held, said, strict=True) for pair in _pairs(group, scores)]
+        pairs = pairs or _neighbours(data.held, said)
     if not pairs:
-        raise DataError("data.eval: no two answers to one prompt differ in worth, so there is nothing to measure on")
+        raise DataError("data.eval: no two answers, or steps of one, differ in worth: nothing can be measured on it")
     probed = [_ids(r) for group in data.held[:PROBED] for r in group.rollouts]
     golden = probed[:GOLDEN]
     card = RewardCard.of(
         pairs,
-        best_of_n=_best_of_n(data.held, said),
+        best_of_n=None if said is None else _best_of_n(data.held, said),
         consistency=_consistency(checked, checkpoint, model),
         invariance=_invariance(model, probed),
         golden=[
@@ -109,18 +111,34 @@ def _pairs(group: Group, said: Sequence[float]) -> list[ScoredPair]:
     return found
 
 
-def _steps(model: Measured, groups: Sequence[Group]) -> list[list[float]]:
-    """Of a process reward model: the least likely step of every answer."""
-    out = []
+def _neighbours(groups: Sequence[Group], said: Sequence[Sequence[float]]) -> list[ScoredPair]:
+    """Where every prompt has one answer: each against the next one of another worth, the better one first."""
+    worth = [group.verdicts[0].score or 0.0 for group in groups]
+    found = []
+    for i in range(len(groups)):
+        j = next((j for j in range(i + 1, len(groups)) if worth[j] != worth[i]), None)
+        if j is not None:
+            a, b = (i, j) if worth[i] > worth[j] else (j, i)
+            lengths = groups[a].rollouts[0].length, groups[b].rollouts[0].length
+            found.append(ScoredPair(said[a][0], said[b][0], *lengths, margin=worth[a] - worth[b]))
+    return found
+
+
+def _of_steps(model: Measured, groups: Sequence[Group]) -> list[ScoredPair]:
+    """Of a process reward model: each right step of an answer against each wrong one of it."""
+    found = []
     for group in groups:
-        row = []
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             at = [i for i, said in enumerate(rollout.mask) if said]
             ends = [at[index] for index, _ in verdict.steps]
             hidden = states(model.model, [rollout.tokens], [ends])[0]
-            row.append(float(torch.nn.functional.linear(hidden.float(), model.model.score.weight.float()).min()))
-        out.append(row)
-    return out
+            scores = torch.nn.functional.linear(hidden.float(), model.model.score.weight.float()).mean(-1).tolist()
+            sizes = [b - a for a, b in pairwise([-1, *(index for index, _ in verdict.steps)])]
+            for i, (_, a) in enumerate(verdict.steps):
+                for j, (_, b) in enumerate(verdict.steps):
+                    if a > b:
+                        found.append(ScoredPair(scores[i], scores[j], sizes[i], sizes[j], margin=a - b))
+    return found
 
 
 def _best_of_n(groups: Sequence[Group], said: Sequence[Sequence[float]]) -> list[dict[str, Any]] | None:

@@ -73,8 +73,9 @@ class HeldOutPairs:
             said = [sum(m) / len(m) for m in members]
             worth = [v.score or 0.0 for v in group.verdicts]
             best, worst = worth.index(max(worth)), worth.index(min(worth))
-            squares = sum((s - w) ** 2 for s, w in zip(said, worth, strict=True))
-            report += Report.mean("eval/squared_error", squares, len(said))
+            if self.algorithm.needs.min_group == 1 and not self.algorithm.needs.steps:
+                squares = sum((s - w) ** 2 for s, w in zip(said, worth, strict=True))
+                report += Report.mean("eval/squared_error", squares, len(said))
             if worth[best] > worth[worst]:
                 right.append(_right(said[best] - said[worst]))
                 report += Report.mean("eval/margin", said[best] - said[worst], 1)

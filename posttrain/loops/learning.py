@@ -96,8 +96,8 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
         for batch, found in zip(batches, logprobs, strict=True):
             for index, values in zip(batch.index.tolist(), found.split(batch.lengths.tolist()), strict=True):
                 out.updates[part[index]].append((number, values))
-        if number == 0 and gate is not None:
-            seen = [i for i in part if out.updates[i]]
+        seen = [i for i in part if out.updates[i] and _own(samples[i])]
+        if number == 0 and gate is not None and seen:
             gate.check([samples[i].rollout for i in seen], [out.updates[i][0][1] for i in seen], step)
         present = [(samples[i], out.updates[i][-1][1]) for i in part if out.updates[i]]
         if number and not trust.allows(present):
@@ -186,7 +186,8 @@ def _mismatch(learnt: Learnt) -> Report:
         before = sample.previous
         if before is None and updates and updates[0][0] == 0:
             before = updates[0][1]
-        if before is not None and sample.rollout.logprobs is not None:
+        if before is not None and _own(sample):
+            assert sample.rollout.logprobs is not None
             gaps.append((before.double() - torch.tensor(sample.rollout.logprobs, dtype=torch.float64))[sample.mask])
     gap = torch.cat(gaps) if gaps else torch.zeros(0)
     if not len(gap):
@@ -197,6 +198,11 @@ def _mismatch(learnt: Learnt) -> Report:
         + Report.mean("parity/kl_k3", float((gap.exp() - 1 - gap).sum()), len(gap))
         + Report.value("parity/effective_sample_size", float(effective_sample_size(gap.exp())))
     )
+
+
+def _own(sample: Sample) -> bool:
+    """Whether the engine drew the response under the weights that are trained: not the data's, nor an opponent's."""
+    return sample.rollout.author == "policy" and sample.rollout.logprobs is not None
 
 
 def _parts(samples: Sequence[Sample], groups: int, updates: Updates) -> Iterator[list[int]]:

@@ -31,7 +31,9 @@ def draw(metrics: Metrics, path: str | Path, title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=15, color=INK)
     panels = figure.subplots(2, 2, sharex=True)
-    for panel, paint in zip(panels.flat, (_reward, _length, _seconds, _parity), strict=True):
+    sampled = any("reward/mean" in line for line in metrics)
+    painters = (_reward, _length, _seconds, _parity) if sampled else (_loss, _given_length, _seconds, _preferred)
+    for panel, paint in zip(panels.flat, painters, strict=True):
         paint(panel, metrics)
         panel.spines[["top", "right"]].set_visible(False)
         panel.title.set_color(INK)
@@ -79,6 +81,43 @@ def _reward(panel: Any, metrics: Metrics) -> None:
     x, y = series(metrics, "eval/greedy")
     if x:
         panel.plot(x, y, "D", color=GREEDY, markerfacecolor="white", zorder=3, label="held-out accuracy, greedy")
+
+
+def _loss(panel: Any, metrics: Metrics) -> None:
+    panel.set_title("Training loss, and held-out nats a token", loc="left")
+    for name, style, colour, label in (
+        ("learn/loss", "", REWARD, "training loss"),
+        ("eval/nll", "D", HELD_OUT, "held-out answers (the better ones), nats a token"),
+    ):
+        steps, values = series(metrics, name)
+        if steps:
+            line = "none" if style else "-"
+            marker = style or _dot(steps)
+            panel.plot(steps, values, color=colour, linewidth=1.6, markersize=4, marker=marker, ls=line, label=label)
+
+
+def _preferred(panel: Any, metrics: Metrics) -> None:
+    panel.set_title("Pairs whose better answer is preferred", loc="left")
+    steps, values = series(metrics, "learn/preferred")
+    if steps:
+        panel.plot(steps, values, color=REWARD, linewidth=1.2, marker=_dot(steps), markersize=4, label="training")
+    held = [line for line in metrics if "eval/preferred" in line]
+    if held:
+        x, y = series(held, "eval/preferred")
+        bars = [[line["eval/preferred"] - line["eval/preferred_low"] for line in held]]
+        bars.append([line["eval/preferred_high"] - line["eval/preferred"] for line in held])
+        panel.errorbar(x, y, yerr=bars, fmt="o", color=HELD_OUT, capsize=4, zorder=3, label="held out, 95 % interval")
+    x, y = series(metrics, "eval/accuracy")
+    if x:
+        panel.plot(x, y, "D", color=GREEDY, markerfacecolor="white", zorder=3, label="held-out accuracy, sampled")
+
+
+def _given_length(panel: Any, metrics: Metrics) -> None:
+    panel.set_title("Answer length (tokens, mean)", loc="left")
+    steps, values = series(metrics, "data/length_mean")
+    if steps:
+        panel.plot(steps, values, color=REWARD, linewidth=1.6, markersize=4, marker=_dot(steps))
+        panel.set_ylim(0, 1.1 * max(values) or 1)
 
 
 def _length(panel: Any, metrics: Metrics) -> None:

@@ -41,6 +41,7 @@ def record(
         "engine_logprobs": _floats("engine_logprobs", rollout.logprobs, len(rollout.tokens)),
         "versions": None if rollout.versions is None else list(rollout.versions),
         "finish_reason": rollout.finish_reason,
+        "author": rollout.author,
         "seed": rollout.seed,
         "sampling": None if rollout.sampling is None else asdict(rollout.sampling),
         "score": None if verdict.score is None else float(verdict.score),

@@ -61,15 +61,25 @@ def read_yaml(text: str, source: str) -> Any:
         raise RecipeError([f"not YAML: {' '.join(str(error).split())}"], source) from None
 
 
+SHORTHANDS = {"algorithm": "name", "model": "path"}
+"""Blocks that may be written as one word, and the key this word is the value of."""
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` wins key by key; mappings merge, everything else is replaced whole.
 
-    A mapping of another `source` has other keys, so it replaces the one before instead of merging with it.
+    A mapping of another `source` has other keys, so it replaces the one before instead of merging with it; so does an
+    `algorithm` of another name. A shorthand such as `algorithm: NAME` is opened where keys are put over it.
     """
     if over.get("source", base.get("source")) != base.get("source"):
         return dict(over)
     out = dict(base)
     for key, value in over.items():
+        if key in SHORTHANDS and isinstance(value, dict) and isinstance(out.get(key), str):
+            out[key] = {SHORTHANDS[key]: out[key]}
+        if key == "algorithm" and isinstance(value, dict) and isinstance(out.get(key), dict):
+            other = value.get("name", out[key].get("name")) != out[key].get("name")
+            out[key] = {} if other else out[key]
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = merge(out[key], value) if both else value
     return out
@@ -114,7 +124,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         nested: Any = parsed
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        for name, shorthand in (("algorithm", "name"), ("model", "path")):
+        for name, shorthand in SHORTHANDS.items():
             if isinstance(nested.get(name), dict) and isinstance(tree.get(name), str):
                 tree = {**tree, name: {shorthand: tree[name]}}
         tree = merge(tree, nested)

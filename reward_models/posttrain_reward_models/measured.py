@@ -21,9 +21,9 @@ STAGE = "stage:"
 
 TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """How far a score may lie from the one on the card, as a share of the largest one there. Scores of the same weights
-differ by rounding, by which kernels ran and by what was read together: in bf16 by up to 3 % of the largest in 30 layers,
-in fp32 by parts in a million, or in a thousand where a GPU multiplies in TF32. Those of other weights differ by about
-their spread.
+differ by rounding, by which kernels ran and by what was read together: in bf16 by up to 3 % of the largest for a model
+of 30 layers, in fp32 by parts in a million, or in a thousand where a GPU multiplies in TF32. Those of other weights
+differ by about their spread.
 """
 
 

@@ -12,7 +12,9 @@ from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import Coefficients
 from posttrain.learner.single import SingleLearner
 from posttrain.types import Sample
-from tests.algorithms.slow_cells import CORRECTIONS, LEVELS, OBJECTIVES, REDUCTIONS, SETS, VALUES, Row, Token
+from tests.algorithms.slow_cells import CORRECTIONS, LEVELS, OBJECTIVES, REDUCTIONS, VALUES, Row, Token
+from tests.algorithms.slow_pairs import Member
+from tests.algorithms.slow_sets import DIVERGENCES, WEIGHTINGS, cloned, sets_loss
 
 
 class Slow:
@@ -46,11 +48,12 @@ def slow_loss(slow: Slow, algorithm: Algorithm, batch: Sequence[Sample], c: Coef
     rows = slow.rows(batch)
     step = [x for row in rows for x in row]
     for row in rows:
-        levels = LEVELS[algorithm.ratio.kind]([x.logp - anchor(algorithm, x, c) for x in row])
+        shortest = min(len(other) for other in rows if other[0].sample.group == row[0].sample.group)
+        levels = LEVELS[algorithm.ratio.kind]([x.logp - anchor(algorithm, x, c) for x in row], algorithm.ratio, shortest)
         for x, level in zip(row, levels, strict=True):
             x.level = level
     if algorithm.objective.entry.level == "set":
-        total = c.policy * _sets(algorithm, rows)
+        total = c.policy * _sets(algorithm, rows, c.baseline)
         reduce = REDUCTIONS["token_mean"]
     else:
         objective, weigh = OBJECTIVES[algorithm.objective.kind], CORRECTIONS[algorithm.correction.kind]
@@ -74,7 +77,7 @@ def slow_loss(slow: Slow, algorithm: Algorithm, batch: Sequence[Sample], c: Coef
         add(c.policy * c.entropy, lambda x: (x.table.exp() * x.table).sum())
     if algorithm.trust.kind in ("penalty", "fixup"):
         add(c.trust, lambda x: (x.logp - x.old).exp() - 1 - (x.logp - x.old))
-    if algorithm.critic.kind not in ("none", "frozen"):
+    if algorithm.critic.kind in VALUES:
         value = VALUES[algorithm.critic.kind]
         add(algorithm.critic["value_coefficient"], lambda x: value(x, algorithm.critic), REDUCTIONS["token_mean"])
     return total
@@ -83,7 +86,9 @@ def slow_loss(slow: Slow, algorithm: Algorithm, batch: Sequence[Sample], c: Coef
 def anchor(algorithm: Algorithm, x: Token, c: Coefficients) -> float:
     if algorithm.anchor.kind == "behaviour":
         return x.sample.rollout.logprobs[x.t]
-    if algorithm.anchor.kind == "reference":
+    if algorithm.anchor.kind == "none":
+        return 0.0
+    if algorithm.anchor.kind in ("reference", "iterate"):
         return sum(share * float(r) for share, r in zip(c.references, x.sample.reference[x.t], strict=True))
     return x.old
 
@@ -102,11 +107,22 @@ def kl(estimator: str, x: Token, shares: Sequence[float]) -> Tensor:
     return total
 
 
-def _sets(algorithm: Algorithm, rows: list[Row]) -> Tensor:
-    """The mean over groups of what their responses make of one another."""
-    groups: dict[int, list[tuple[Tensor, float]]] = {}
+def _sets(algorithm: Algorithm, rows: list[Row], usual: float) -> Tensor:
+    """The mean over groups of what their responses make of one another, and what is cloned of them beside it."""
+    groups: dict[int, list[Member]] = {}
     for row in rows:
-        # The sequence's log-ratio is the same at each of its tokens.
-        groups.setdefault(row[0].sample.group, []).append((row[0].level, row[0].sample.score))
-    kind, cell = algorithm.objective.kind, algorithm.objective
-    return sum(SETS[kind](members, cell) for members in groups.values()) / len(groups)
+        groups.setdefault(row[0].sample.group, []).append(_member(algorithm, row))
+    members, weigh = list(groups.values()), WEIGHTINGS[algorithm.weighting.kind]
+    total = sets_loss(algorithm.objective.kind, members, algorithm.objective, usual, weigh)
+    if algorithm.cloning.kind == "best":
+        total = total + algorithm.cloning["cloning_coefficient"] * cloned(members)
+    return total
+
+
+def _member(algorithm: Algorithm, row: Row) -> Member:
+    sample, outputs = row[0].sample, row[0].outputs
+    # The sequence's log-ratio is the same at each of its tokens.
+    lr = DIVERGENCES[algorithm.divergence.kind](row[0].level, algorithm.divergence)
+    aligned = sum(x.logp.item() - (2 * x.table).exp().sum().log().item() for x in row) / len(row)
+    value = None if outputs is None else outputs[0]
+    return Member(lr, sample.score, sum(x.logp for x in row), sample.rollout.author, value, aligned, len(row))

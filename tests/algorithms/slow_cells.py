@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -54,12 +53,14 @@ Row = list[Token]
 """The tokens of one sequence."""
 
 
-# Log-ratios of a sequence's tokens to those that the objective sees.
-LEVELS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
-    "token": lambda each: each,
-    "sequence": lambda each: [sum(each) / len(each)] * len(each),
-    "sequence_token": lambda each: [sum(o.item() for o in each) / len(each) + o - o.item() for o in each],
-    "sequence_sum": lambda each: [sum(each)] * len(each),
+# Log-ratios of a sequence's tokens, its cell, and how many tokens the group's shortest has, to what the objective sees.
+LEVELS: dict[str, Callable[[list[Tensor], Cell, int], list[Tensor]]] = {
+    "token": lambda each, c, shortest: each,
+    "sequence": lambda each, c, shortest: [sum(each) / len(each)] * len(each),
+    "sequence_token": lambda each, c, shortest: [sum(o.item() for o in each) / len(each) + o - o.item() for o in each],
+    "sequence_sum": lambda each, c, shortest: [sum(each)] * len(each),
+    "discounted_sum": lambda each, c, shortest: [sum(c["discount"] ** t * o for t, o in enumerate(each))] * len(each),
+    "desensitised": lambda each, c, shortest: [sum(each[:shortest]) + c["ld_alpha"] * sum(each[shortest:])] * len(each),
 }
 
 
@@ -137,6 +138,15 @@ def _bellman(x: Token, row: Row, step: Row, c: Cell) -> Tensor:
     return (c["rover_scale"] * x.level - x.a - c["rover_scale"] * expected) ** 2
 
 
+def _step_regression(x: Token, row: Row, step: Row, c: Cell) -> Tensor:
+    ends = [y.t for y in row if y.sample.ends[y.t].item() or y is row[-1]]
+    if x.t not in ends:
+        return 0 * x.logp
+    start = max((t for t in ends if t < x.t), default=-1)
+    total = sum(y.level for y in row if start < y.t <= x.t)
+    return (total - x.a / c["contrast_beta"]) ** 2 / 2
+
+
 def _second_moment(x: Token, row: Row, step: Row, c: Cell) -> Tensor:
     outward = [y.level.item() ** 2 for y in step if y.a * y.level.item() > 0]
     while outward and sum(outward) / len(outward) > c["second_moment_budget"]:
@@ -193,6 +203,9 @@ OBJECTIVES: dict[str, Callable[[Token, Row, Row, Cell], Tensor]] = {
     "second_moment": _second_moment,
     "clip_cov": _clip_cov,
     "kl_cov": _kl_cov,
+    "dynamic_likelihood": lambda x, row, step, c: -x.a * math.exp(x.logp.item()) * x.logp,
+    "regressed": lambda x, row, step, c: (c["contrast_beta"] * x.level - x.a) ** 2 / 2,
+    "step_regression": _step_regression,
 }
 
 
@@ -230,40 +243,6 @@ REDUCTIONS: dict[str, Callable[[list[list[Tensor]], int], Tensor]] = {
     "sequence_mean": lambda rows, length: sum(sum(row) / len(row) for row in rows) / len(rows),
     "sequence_sum": lambda rows, length: sum(map(sum, rows)) / len(rows),
     "constant": lambda rows, length: sum(map(sum, rows)) / length / len(rows),
-}
-
-
-Members = list[tuple[Tensor, float]]
-"""(log-ratio, score) of each response of a group."""
-
-
-def _pairs(members: Members, loss: Callable[[Tensor, float], Tensor]) -> Tensor:
-    each = [loss(a - b, r - s) for (a, r), (b, s) in combinations(members, 2)]
-    return sum(each) / len(each)
-
-
-def _best_worst(members: Members) -> Tensor:
-    return max(members, key=lambda m: m[1])[0] - min(members, key=lambda m: m[1])[0]
-
-
-def _kimi(members: Members, c: Cell) -> Tensor:
-    mean = sum(r for _, r in members) / len(members)
-    return sum(-(r - mean) * lr + c["kimi_tau"] / 2 * lr * lr for lr, r in members) / len(members)
-
-
-def _agro(members: Members, c: Cell) -> Tensor:
-    held = [r - c["contrast_beta"] * lr for lr, r in members]
-    mean = sum(held) / len(held)
-    return sum((h - mean) ** 2 for h in held) / (len(held) - 1) / c["contrast_beta"]
-
-
-SETS: dict[str, Callable[[Members, Cell], Tensor]] = {
-    "rebel": lambda m, c: _pairs(m, lambda lr, r: (lr / c["rebel_eta"] - r) ** 2),
-    "copg": lambda m, c: _pairs(m, lambda lr, r: (r - c["contrast_beta"] * lr) ** 2 / (2 * c["contrast_beta"])),
-    "agro": _agro,
-    "best_worst_sigmoid": lambda m, c: (1 + (-c["contrast_beta"] * _best_worst(m)).exp()).log(),
-    "best_worst_squared": lambda m, c: (_best_worst(m) - 1 / (2 * c["contrast_beta"])) ** 2,
-    "squared_log_ratio": _kimi,
 }
 
 

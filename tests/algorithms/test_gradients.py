@@ -20,10 +20,12 @@ from posttrain.learner.references import References
 from posttrain.learner.single import SingleLearner
 from posttrain.models.checkpoint import load_policy
 from posttrain.recipe import Critic, Model
-from posttrain.types import Sample
+from posttrain.types import Author, Sample
 from tests.algorithms.slow import Slow, slow_loss
 from tests.tiny import randomise, samples, tiny_folder, tiny_learner
 
+AUTHORS: tuple[Author, ...] = ("data", "opponent", "data", "data", "policy", "policy", "data", "opponent", "policy")
+"""Of groups of two, three and four; the last response is not learnt from."""
 LAYOUTS = ("rows", "tree", "packed")
 BUDGETS = (1, 24, 10**9)
 TERMS = Terms(max_tokens=12, references=(0.25, 0.75))
@@ -105,7 +107,7 @@ def slow(learners: dict[str, SingleLearner], everything: list[Sample]) -> Slow:
 
 def filled(learner: SingleLearner) -> list[Sample]:
     """Samples with everything a row could ask for near the present policy, an advantage per token, and garbage where
-    the policy said nothing.
+    the policy said nothing. Some responses of a group are the data's, some an opponent's.
     """
     generator, out = torch.Generator().manual_seed(3), []
     plain = samples()
@@ -117,7 +119,8 @@ def filled(learner: SingleLearner) -> list[Sample]:
             return (centre + scale * noise).where(said, torch.tensor(5.0, dtype=torch.float64))
 
         previous, returns = near(now, 0.2), near(0.5, 0.4)
-        rollout = replace(sample.rollout, logprobs=tuple(near(previous, 0.2).tolist()))
+        author = AUTHORS[len(out) % len(AUTHORS)]
+        rollout = replace(sample.rollout, logprobs=tuple(near(previous, 0.2).tolist()), author=author)
         out.append(
             replace(
                 sample,
@@ -128,6 +131,7 @@ def filled(learner: SingleLearner) -> list[Sample]:
                 returns=returns,
                 values=near(returns, 0.3),
                 uniform=near(-6.0, 0.5),
+                ends=torch.rand(len(said), generator=generator) < 0.4,
             )
         )
     return out
@@ -135,9 +139,9 @@ def filled(learner: SingleLearner) -> list[Sample]:
 
 def asked(algorithm: Algorithm, batch: Sequence[Sample]) -> list[Sample]:
     """Only what the row asks for."""
-    trained = algorithm.critic.kind not in ("none", "frozen")
     absent = {
-        **({} if trained else {"returns": None, "values": None}),
+        **({} if algorithm.learns_values else {"returns": None, "values": None}),
+        **({} if algorithm.needs.steps else {"ends": None}),
         **({} if algorithm.needs.uniform else {"uniform": None}),
         **({} if algorithm.needs.reference else {"reference": None}),
         **({} if algorithm.needs.previous else {"previous": None}),
@@ -147,6 +151,7 @@ def asked(algorithm: Algorithm, batch: Sequence[Sample]) -> list[Sample]:
 
 def coefficients(algorithm: Algorithm) -> Coefficients:
     state = RowState.of(algorithm)
+    state.log_ratio_mean = 0.6
     if algorithm.entropy.kind == "adaptive":
         state.entropy_coefficient = 0.2
     return state.coefficients(TERMS)

@@ -21,6 +21,7 @@ from posttrain.build.pipeline import check_pipeline, graph, main_figures
 from posttrain.build.process import figures_in
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.metrics import RunFolder
+from posttrain.metrics.durable import exclusive
 from posttrain.recipe.pipeline import Pipeline, read_pipeline
 from tests.runs import ROOT, command, metrics, prepare, run
 
@@ -274,6 +275,14 @@ def test_a_changed_recipe_of_a_finished_stage_is_refused_by_its_keys(kept: Path)
     for words in ("stage first", str(kept / "out" / "first"), "optimizer.learning_rate: 0.0003 -> 0.5", "--force"):
         assert words in done.stderr
     assert state(kept) == before
+
+
+def test_two_pipelines_cannot_write_the_same_folder_at_one_time(folder: Path, tmp_path: Path) -> None:
+    path = write(folder, **STAGES)
+    with exclusive(tmp_path / "pipeline.lock"):
+        done = run("train", path, "--quiet", f"folder={tmp_path}", check=False)
+    assert f"in use by another run (pid {os.getpid()})" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["pipeline.lock"]
 
 
 def test_figures_are_found_between_what_an_engine_logs() -> None:

@@ -92,6 +92,9 @@ def test_a_word_beside_an_answer_is_no_number_unless_numbers_are_wanted() -> Non
     assert shape_of(classes, Wanted(), "k").numbers == ()
     assert shape_of(classes, Wanted(scores=True), "k").numbers == ("label",)
     assert shape_of([*classes, {**row, "label": True}], Wanted(), "k").numbers == ("label",)
+    graded = [{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "large"}]
+    assert shape_of(graded, Wanted(), "k").numbers == ()
+    assert shape_of(graded, Wanted(margins=True), "k").numbers == ("margin",)
     assert shape_of([{**row, "score": "high", "label": False}], Wanted(), "k").numbers == ("label",)
     assert shape_of([{**row, "score": 1, "label": False}], Wanted(), "k").numbers == ("score",)
 

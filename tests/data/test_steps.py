@@ -124,6 +124,7 @@ def test_a_template_that_trims_what_is_said_moves_no_border() -> None:
         ids, borders = chat.in_parts([user("a")], parts)
         assert ids[start:] == (21, 12, 22, 5)
         assert borders == (start, start + 2, start + 4)
+    assert chat.in_parts([user("a")], [" ", " b\n", "c"])[1] == (start, start, start + 2, start + 4)
     assert chat.in_parts([user("a")], ["b  ", " "]) == (
         (*chat.prompt([user("a")]), 21, 5),
         (start, start + 1, start + 2),

@@ -27,9 +27,9 @@ def _set(name: str, paper: str, objective: Choice, **cells: Choice) -> Algorithm
 
 
 OFFLINE: tuple[Algorithm, ...] = (
-    # Supervised.
-    _text("sft", "2203.02155", objective="likelihood"),
-    _text("dft", "2508.05629", objective="dynamic_likelihood"),
+    # Supervised; of several answers to a question the best is learnt.
+    _text("sft", "2203.02155", objective="likelihood", keep="best"),
+    _text("dft", "2508.05629", objective="dynamic_likelihood", keep="best"),
     _text("rcrl", "2403.04642", source="conditioned", objective="likelihood"),
     # Pairs, against a reference.
     _set("dpo", "2305.18290", "best_worst_sigmoid"),
