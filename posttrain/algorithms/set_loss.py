@@ -44,10 +44,7 @@ def set_loss(
     logprobs, _ = per_segment(scored.logprobs, batch.mask, batch.segment)
     inputs = []
     if "sequences" in algorithm.objective.entry.takes:
-        # The reference point is a log-ratio; objectives hold beta times it against beta times theirs.
-        baseline = torch.as_tensor(coefficients.baseline, dtype=ratios.dtype) * algorithm.objective.settings.get(
-            "contrast_beta", 1.0
-        )
+        baseline = torch.as_tensor(coefficients.baseline, dtype=ratios.dtype)
         values = _first_values(scored, batch)
         inputs.append(
             Sequences(

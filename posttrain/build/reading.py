@@ -9,7 +9,7 @@ from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
 from posttrain.build.wants import wanted
 from posttrain.data.chat import Chat
-from posttrain.data.rows import columns_of
+from posttrain.data.rows import columns_of, read_rows
 from posttrain.data.shapes import Wanted, brings
 from posttrain.data.sources import SourceReport, distinct, groups, hold_out, prompts
 from posttrain.errors import DataError
@@ -51,16 +51,21 @@ def read(checked: Checked, checkpoint: Checkpoint) -> Read:
     if recipe.data.eval:
         _read_held(checked, chat, room, limit if samples else None, out)
     if needs.given:
-        out.given, about = groups(
-            recipe.data.train, chat, "data.train", wanted(recipe, checked.algorithm, recipe.data.train, room)
-        )
-        held = {group.prompt.tokens for group in out.held} | {p.tokens for p in out.held_prompts}
-        kept = [group for group in out.given if group.prompt.tokens not in held]
-        if not kept:
+        asked = _wanted(checked, recipe.data.train, room, "data.train")
+        out.given, about = groups(recipe.data.train, chat, "data.train", asked)
+        held = _held_tokens(checked, chat, room, out)
+        apart = [group for group in out.given if group.prompt.tokens not in held]
+        if not apart:
             raise DataError("data: every training row also stands in data.eval; use another split, file or rows for it")
-        if needs.sampler:
-            kept = [group for group in kept if limit is None or len(group.prompt.tokens) <= limit]
-        out.reports["data.train"] = replace(about, kept=len(kept), held_out=len(out.given) - len(kept))
+        kept = [g for g in apart if limit is None or len(g.prompt.tokens) <= limit] if needs.sampler else apart
+        if not kept:
+            raise DataError(f"data.train: no prompt has {limit} tokens or fewer; raise data.max_prompt_tokens")
+        out.reports["data.train"] = replace(
+            about,
+            kept=len(kept),
+            held_out=len(out.given) - len(apart),
+            too_long=about.too_long + len(apart) - len(kept),
+        )
         out.given = kept
         out.train = [group.prompt for group in kept]
     else:
@@ -86,11 +91,37 @@ def _read_held(checked: Checked, chat: Chat, room: int | None, limit: int | None
         out.held_prompts, repeated = distinct(found)
         out.reports["data.eval"] = replace(about, kept=len(out.held_prompts), duplicates=repeated)
     if checked.algorithm.needs.given and _answers(source):
-        out.held, about = groups(source, chat, "data.eval", wanted(recipe, checked.algorithm, source, room))
+        out.held, about = groups(source, chat, "data.eval", _wanted(checked, source, room, "data.eval"))
         out.reports["data.eval" if not recipe.rewards else "data.eval answers"] = about
 
 
+def _held_tokens(checked: Checked, chat: Chat, room: int | None, out: Read) -> set[tuple[int, ...]]:
+    """The prompts of all held-out rows; where a text before the question says what the answer is worth, under either
+    text.
+    """
+    held = {group.prompt.tokens for group in out.held} | {p.tokens for p in out.held_prompts}
+    source, texts = checked.recipe.data.eval, checked.recipe.data.conditioning
+    if source is None or texts is None:
+        return held
+    other = texts.model_copy(update={"good": texts.bad, "bad": texts.good})
+    if out.held:
+        asked = replace(_wanted(checked, source, room, "data.eval"), conditioning=other)
+        held |= {group.prompt.tokens for group in groups(source, chat, "data.eval", asked)[0]}
+    if out.held_prompts:
+        held |= {p.tokens for p in prompts(source, chat, "data.eval", conditioning=other)[0]}
+    return held
+
+
+def _wanted(checked: Checked, source: Source, room: int | None, key: str) -> Wanted:
+    """What the row asks of a source's answers, whose columns are known by now whatever it is."""
+    return wanted(checked.recipe, checked.algorithm, source, room, _columns(source, key))
+
+
 def _answers(source: Source) -> bool:
-    """Whether a source's rows bring answers; unknown columns count as none."""
-    columns: Sequence[str] | None = columns_of(source, "data.eval")
-    return columns is not None and bool(ANSWERS & brings(columns))
+    """Whether a source's rows bring answers."""
+    return bool(ANSWERS & brings(_columns(source, "data.eval")))
+
+
+def _columns(source: Source, key: str) -> Sequence[str]:
+    """The columns of a source's rows; of the hub only the rows tell."""
+    return columns_of(source, key) or list(read_rows(source.model_copy(update={"limit": 1}), key)[0])

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from posttrain.algorithms.row import Algorithm
 from posttrain.data.rows import columns_of
 from posttrain.data.shapes import Wanted, brings
-from posttrain.recipe import HubSource, Recipe, Source
+from posttrain.recipe import Recipe, Source
 
 
-def wanted(recipe: Recipe, algorithm: Algorithm, source: Source, room: int | None = None) -> Wanted:
-    """What the row asks of given answers."""
+def wanted(
+    recipe: Recipe,
+    algorithm: Algorithm,
+    source: Source,
+    room: int | None = None,
+    first_columns: Sequence[str] | None = None,
+) -> Wanted:
+    """What the row asks of given answers. `first_columns` are those of the first row, where the source is no file."""
     data = recipe.data
     needs, compares = algorithm.needs, algorithm.needs.min_group > 1
-    columns = None if isinstance(source, HubSource) else columns_of(source, "data")
+    columns = columns_of(source, "data") or first_columns
     # Beside sampled responses one answer is enough; alone, a single one must say what it is worth.
     alone = not needs.sampler and not compares and algorithm.credit.kind != "ones" and not needs.steps
     return Wanted(

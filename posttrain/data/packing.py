@@ -12,8 +12,8 @@ from torch import Tensor
 
 from posttrain.types import Batch, Sample
 
-OPTIONAL = ("previous", "reference", "returns", "values", "uniform", "ends")
 AUTHORS = ("policy", "data", "opponent")
+OPTIONAL = ("previous", "reference", "returns", "values", "uniform", "ends")
 """Fields of samples and batches that are there only where the algorithm asks for them."""
 
 

@@ -120,7 +120,7 @@ def shape_of(rows: Sequence[Mapping[str, Any]], wanted: Wanted, key: str) -> Sha
     for names in candidates:
         if all(any(isinstance(row[name], int | float | list) for row in rows) for name in names):
             return Shape(form, names)
-    needed = wanted.scores or wanted.margins or wanted.conditioning is not None
+    needed = form == "lists" or wanted.scores or wanted.margins or wanted.conditioning is not None
     return Shape(form, candidates[0] if candidates and needed else ())
 
 
@@ -132,7 +132,7 @@ def _candidates(form: Form, wanted: Wanted) -> Sequence[tuple[str, ...]]:
         # TRL's `margin` is made for it; scores often stand beside by chance.
         return (MARGIN, *PAIR_SCORES) if wanted.margins else (*PAIR_SCORES, MARGIN)
     if form == "lists":
-        return (("scores",), ("ranks",))
+        return (("scores",),) if wanted.scores or wanted.margins else (("scores",), ("ranks",))
     return (("labels",),) if form == "steps" else [(name,) for name in SINGLE_SCORES]
 
 

@@ -64,9 +64,9 @@ def bco(
     """`[S]` to `[K]`: -log sigmoid(beta (lr - d)) where desirable, -log sigmoid(beta (d - lr)) where not (BCO,
     2404.04656).
 
-    d is the baseline, the paper's reward shift over beta: the mean of the desirable responses' mean log-ratio and of
-    the undesirable ones', which may be negative. Binary cross-entropy of a classifier whose logit is beta (lr - d).
-    The paper's weights for prompts that differ between the two kinds are not part of this.
+    Binary cross-entropy of a classifier whose logit is beta (lr - d). d is the baseline: the paper's reward shift over
+    beta, an average log-ratio, which may be negative (the paper averages the means of the two kinds). Its weights for
+    prompts that differ between the two kinds are not part of this.
     """
     logit = contrast_beta * (log_ratios - sequences.baseline)
     return each(torch.mean, groups, -logsigmoid(torch.where(scores >= right_score, logit, -logit)), least=1)

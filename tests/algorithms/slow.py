@@ -49,7 +49,9 @@ def slow_loss(slow: Slow, algorithm: Algorithm, batch: Sequence[Sample], c: Coef
     step = [x for row in rows for x in row]
     for row in rows:
         shortest = min(len(other) for other in rows if other[0].sample.group == row[0].sample.group)
-        levels = LEVELS[algorithm.ratio.kind]([x.logp - anchor(algorithm, x, c) for x in row], algorithm.ratio, shortest)
+        levels = LEVELS[algorithm.ratio.kind](
+            [x.logp - anchor(algorithm, x, c) for x in row], algorithm.ratio, shortest
+        )
         for x, level in zip(row, levels, strict=True):
             x.level = level
     if algorithm.objective.entry.level == "set":

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from posttrain.algorithms.catalogue import CATALOGUE, cell
+from posttrain.algorithms.cells import Level
 from posttrain.algorithms.choice import choose, contradictions
 from posttrain.algorithms.row import DEFAULTS, Needs
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.errors import RecipeError
 
-NEEDS: dict[str, str] = {
-    # Smallest group, then what is asked for.
+# Smallest group, then what is asked for.
+SAMPLED: dict[str, str] = {
     "reinforce": "2 behaviour previous",
     "reinforce_baseline": "1 behaviour previous",
     "rloo": "2 behaviour previous",
@@ -68,8 +69,76 @@ NEEDS: dict[str, str] = {
     "rebel": "2 previous",
     "copg": "2 reference",
     "agro": "2 reference",
-    "online_dpo": "2 reference",
-    "online_ipo": "2 reference",
+    "online_dpo": "2 reference pairs",
+    "online_ipo": "2 reference pairs",
+}
+"""All of them an engine, too."""
+GIVEN: dict[str, str] = {
+    "sft": "1",
+    "dft": "1",
+    "rcrl": "1 conditioning",
+    **dict.fromkeys(("dpo", "robust_dpo", "slic", "ipo", "exo_pair", "nca"), "2 reference pairs"),
+    "bco_pair": "2 reference pairs shift",
+    **dict.fromkeys(("sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop"), "2 reference pairs"),
+    "dpo_norm": "2 reference pairs",
+    "f_dpo": "2 reference pairs",
+    "wpo": "2 reference pairs collision",
+    "ld_dpo": "2 reference pairs",
+    "rpo": "2 reference pairs",
+    "mpo": "2 reference pairs shift",
+    "dpop": "2 reference pairs",
+    "odpo": "2 reference pairs margins",
+    "modpo": "2 reference pairs margins",
+    "step_dpo": "2 reference pairs",
+    "sera": "2 reference pairs trainer",
+    "hypo": "2 reference pairs sampler",
+    **dict.fromkeys(("simpo", "cpo", "orpo", "alphapo", "cpl"), "2 pairs"),
+    "lipo": "2 reference pairs",
+    "pro": "2 reference pairs",
+    "exo": "2 reference",
+    "k_way": "2 reference",
+    "kto": "1 reference mismatched",
+    "kto_apo_zero": "1 reference",
+    "bco": "1 reference shift",
+    **dict.fromkeys(("rebel_offline", "copg_offline", "agro_offline"), "2 reference"),
+    "dro_v": "1 reference critic",
+    "a_lol": "1 reference critic",
+    "a_lol_seq": "1 reference critic",
+    "a_lol_ref_free": "1 critic",
+    "a_lol_kl": "1 reference critic",
+    "direct_advantage": "1 reference critic steps",
+    "dqo": "1 reference critic",
+}
+"""All of them answers that come with the data, too."""
+PLAYED: dict[str, str] = {
+    "iterative_dpo": "2 sampler reference refresh pairs",
+    "accelerated_dpo": "2 given reference refresh pairs",
+    "sppo": "2 sampler reference refresh",
+    "inpo": "2 sampler reference refresh pairs",
+    "dno": "2 sampler reference refresh",
+    "xpo": "2 sampler reference opponent pairs",
+    "spin": "2 given sampler reference refresh opponent",
+    "spin_pool": "2 given sampler reference refresh opponent",
+    "spac": "2 given sampler reference refresh",
+}
+SCORERS: dict[str, str] = {
+    "reward_bradley_terry": "2 pairs",
+    "reward_margin": "2 pairs margins",
+    "reward_ties": "2 ties",
+    "reward_plackett_luce": "2 pairs",
+    "reward_gap": "2 pairs in_context",
+    "reward_regression": "1",
+    "reward_outcome": "1",
+    "reward_binned": "1",
+    "reward_process": "1 steps",
+    "reward_goal_conditioned": "2 pairs states",
+}
+"""All of them given answers, and that what is trained is a reward model."""
+NEEDS = {
+    **{name: f"{words} sampler" for name, words in SAMPLED.items()},
+    **{name: f"{words} given" for name, words in GIVEN.items()},
+    **PLAYED,
+    **{name: f"{words} given scorer" for name, words in SCORERS.items()},
 }
 
 
@@ -85,7 +154,7 @@ def test_every_row_needs_what_its_cells_ask_for_and_no_more() -> None:
         least, *asked = written.split()
         found = ALGORITHMS[name].needs
         assert found.min_group == int(least), name
-        flags = {f.name for f in fields(Needs) if f.name not in ("min_group", "scores") and getattr(found, f.name)}
+        flags = {f.name for f in fields(Needs) if f.name != "min_group" and getattr(found, f.name)}
         assert flags == set(asked), name
 
 
@@ -97,10 +166,17 @@ def test_needs_follow_from_what_a_recipe_changes() -> None:
     assert not choose("reinforce", {"correction": "none"}).needs.previous
     assert choose("reinforce", {"correction": "none", "trust": "stop"}).needs.previous
     assert choose("dapo", {"selection": "greedy_wrong"}).needs.greedy
+    assert choose("simpo", {"weighting": "policy_probability"}).needs.collision
+    assert choose("simpo", {"anchor": "reference"}).needs.reference
+    assert choose("dpo", {"source": "joined"}).needs.sampler
+    assert choose("dpo", {"kl": "online"}).needs.sampler
+    assert not choose("grpo", {"source": "given", "correction": "none"}).needs.sampler
+    assert choose("iterative_dpo", {"opponent": "pool"}).needs.opponent
+    assert choose("reward_bradley_terry", {"contrast": "goal"}).needs.states
 
 
 def test_no_row_of_the_table_contradicts_itself_or_holds_a_value_that_would_be_refused() -> None:
-    assert len(ALGORITHMS) == 55
+    assert len(ALGORITHMS) == 124
     for name, row in ALGORITHMS.items():
         assert contradictions(row) == [], name
         assert choose(name, {}) == row
@@ -129,6 +205,18 @@ def choose_or_contradictions(column: str, kind: str, key: str, value: object) ->
     return []
 
 
+def test_levels_of_kinds_are_those_that_somebody_reads() -> None:
+    levels = {
+        "credit": {"group", "step", "token"},
+        "objective": {"token", "step", "set", "scorer", "scorer_token"},
+        "reduction": {"token", "set"},
+        "contrast": {"token", "scorer"},
+    }
+    for column, kinds in CATALOGUE.items():
+        assert {entry.level for entry in kinds.values()} == levels.get(column, {"token"}), column
+    assert set().union(*levels.values()) == set(get_args(Level))
+
+
 def test_columns_left_out_of_a_row_are_the_defaults() -> None:
     assert set(DEFAULTS) | {"credit", "objective", "reduction"} == set(CATALOGUE)
     assert {c: ALGORITHMS["grpo"].cells[c].kind for c in DEFAULTS} == DEFAULTS
@@ -146,15 +234,56 @@ CONTRADICTIONS = [
     ("copg", {"correction": "truncated_importance"}, "correction", "needs no importance weights", "correction: none"),
     ("agro", {"credit": "group_norm"}, "credit", "compares the scores of whole groups", "credit: score and keep: all"),
     ("online_dpo", {"keep": "best_worst"}, "credit", "compares the scores", "credit: score and keep: all"),
-    ("grpo", {"credit": "gae"}, "critic", "credit: gae needs values", "critic: squared, hl_gauss or frozen"),
+    ("grpo", {"credit": "gae"}, "critic", "credit: gae needs values", "critic: squared, hl_gauss, frozen or joint"),
     ("grpo", {"truncated": "bootstrap"}, "critic", "truncated: bootstrap needs values", "critic: squared"),
     ("grpo", {"critic": "squared"}, "critic", "credit: group_norm reads no values", "critic: none"),
-    ("ppo", {"critic": "none"}, "critic", "credit: gae needs values", "critic: squared, hl_gauss or frozen"),
+    ("ppo", {"critic": "none"}, "critic", "credit: gae needs values", "critic: squared, hl_gauss, frozen or joint"),
     ("grpo", {"anchor": "behaviour"}, "correction", "the gap to the engine a second time", "correction: none"),
     ("gspo", {"anchor": "reference", "trust": "penalty"}, "trust", "bounds KL(old || new)", "anchor: previous"),
     ("fixpo", {"anchor": "reference"}, "trust", "bounds KL(old || new)", "anchor: previous"),
     ("ppo", {"critic": "hl_gauss", "value_low": 2.0}, "value_low", "2.0 is not below", "algorithm.value_high: 1.0"),
     ("vapo", {"critic": "hl_gauss", "value_low": 0.5, "value_high": 0.5}, "value_low", "not below", "value_high: 0.5"),
+    ("reward_binned", {"value_low": 3.0}, "value_low", "3.0 is not below", "algorithm.value_high: 1.0"),
+    ("dpo", {"reduction": "token_mean"}, "reduction", "makes a loss for each group", "reduction: group_mean"),
+    ("reward_margin", {"reduction": "constant"}, "reduction", "makes a loss for each group", "reduction: group_mean"),
+    ("reward_process", {"reduction": "group_mean"}, "reduction", "makes a loss for each token", "token_mean"),
+    ("ipo", {"ratio": "token"}, "ratio", "compares whole sequences", "ratio: sequence_sum, or sequence"),
+    ("dpo", {"whitening": "batch_norm"}, "whitening", "reads scores, not advantages", "whitening: none"),
+    # Nobody knows under which policy a given response was sampled.
+    ("grpo", {"source": "given"}, "correction", "source: given brings responses without any", "use correction: none"),
+    ("rcrl", {"correction": "geometric_mask"}, "correction", "source: conditioned brings", "use correction: none"),
+    ("sft", {"anchor": "behaviour"}, "anchor", "source: given brings responses without any", "use anchor: reference"),
+    ("dqo", {"credit": "v_trace"}, "credit", "source: given brings responses without any", "use credit: gae"),
+    ("dqo", {"kl": "in_reward"}, "kl", "rewards what the policy samples", "use kl: in_loss or online"),
+    ("self", {"source": "given", "correction": "none"}, "source", "asks for greedy responses", "use source: sampled"),
+    ("online_dpo", {"kl": "online"}, "kl", "source: sampled samples", "use kl: in_loss"),
+    ("spin", {"kl": "online"}, "kl", "source: joined samples", "use kl: in_loss"),
+    ("dpo", {"opponent": "reference"}, "opponent", "source: given samples nothing", "use joined"),
+    ("spin", {"source": "sampled"}, "source", "the data's answers against sampled ones", "use source: joined"),
+    ("spac", {"source": "given"}, "source", "the data's answers against sampled ones", "use source: joined"),
+    ("xpo", {"opponent": "none"}, "opponent", "needs responses of the reference", "use reference"),
+    ("reward_gap", {"source": "sampled"}, "source", "a reward model learns from given responses", "use source: given"),
+    # Columns that only a loss of groups reads, or only a reward model.
+    ("grpo", {"divergence": "js"}, "divergence", "objective: clip reads none", "use divergence: reverse_kl"),
+    ("sft", {"weighting": "policy_probability"}, "weighting", "likelihood reads none", "use weighting: none"),
+    ("dqo", {"cloning": "best"}, "cloning", "regressed reads none", "use cloning: none"),
+    ("dpo", {"contrast": "goal"}, "contrast", "best_worst_sigmoid reads none", "use contrast: none"),
+    ("reward_process", {"contrast": "goal"}, "contrast", "step_bce reads none", "use contrast: none"),
+    *(
+        ("reward_bradley_terry", {column: kind}, column, "bradley_terry reads none", f"use {column}: {plain}")
+        for column, kind, plain in (
+            ("divergence", "js", "reverse_kl"),
+            ("weighting", "policy_probability", "none"),
+            ("cloning", "best", "none"),
+            ("kl", "in_loss", "none"),
+            ("entropy", "bonus", "none"),
+            ("trust", "stop", "none"),
+            ("scaling", "batch", "none"),
+            ("shaping", "overlong", "none"),
+            ("whitening", "batch_scale", "none"),
+            ("keep", "best", "all"),
+        )
+    ),
 ]
 
 
@@ -180,6 +309,18 @@ def test_cells_that_contradict_one_another_are_refused_with_the_key_the_reason_a
         ("ppo", {"credit": "group_norm"}, {"critic": "none"}),
         ("grpo", {"anchor": "behaviour"}, {"correction": "none"}),
         ("gspo", {"anchor": "reference", "trust": "penalty"}, {"anchor": "previous"}),
+        ("grpo", {"source": "given"}, {"correction": "none"}),
+        ("sft", {"anchor": "behaviour"}, {"anchor": "reference"}),
+        ("dqo", {"credit": "v_trace"}, {"credit": "gae"}),
+        ("dqo", {"kl": "in_reward"}, {"kl": "in_loss"}),
+        ("dpo", {"kl": "online", "source": "joined"}, {"kl": "in_loss"}),
+        ("dpo", {"opponent": "reference"}, {"source": "joined"}),
+        ("remax", {"source": "given", "correction": "none"}, {"source": "sampled"}),
+        ("spin", {"source": "sampled"}, {"source": "joined"}),
+        ("xpo", {"opponent": "none"}, {"opponent": "reference"}),
+        ("grpo", {"divergence": "js"}, {"divergence": "reverse_kl"}),
+        ("reward_ties", {"kl": "in_loss"}, {"kl": "none"}),
+        ("dpo", {"reduction": "token_mean"}, {"reduction": "group_mean"}),
     ],
 )
 def test_every_way_out_is_one(name: str, changes: dict[str, Any], way_out: dict[str, Any]) -> None:
@@ -220,6 +361,16 @@ def test_the_estimate_that_does_not_know_the_token_is_refused_in_the_reward() ->
         ("clip_cov", {"cov_fraction": 1.5}, "algorithm.cov_fraction: must be at most 1"),
         ("dr_grpo", {"constant_length": 0}, "algorithm.constant_length: must be greater than 0"),
         ("rlpr", {"spread_warmup": -1}, "algorithm.spread_warmup: must be at least 0"),
+        ("dpo", {"label_smoothing": 0.5}, "algorithm.label_smoothing: must be at most 0.499 (found 0.5)"),
+        ("exo_pair", {"label_smoothing": 0}, "algorithm.label_smoothing: must be greater than 0"),
+        ("dpo", {"contrast_beta": 0}, "algorithm.contrast_beta: must be greater than 0"),
+        ("ld_dpo", {"ld_alpha": 1.1}, "algorithm.ld_alpha: must be at most 1"),
+        ("cpl", {"discount": 0}, "algorithm.discount: must be greater than 0"),
+        ("reward_ties", {"tie_theta": 1}, "algorithm.tie_theta: must be greater than 1 (found 1)"),
+        ("reward_outcome", {"heads": 0}, "algorithm.heads: must be greater than 0"),
+        ("reward_outcome", {"head_dropout": 1.0}, "algorithm.head_dropout: must be at most 0.9"),
+        ("spin_pool", {"pool_size": 0}, "algorithm.pool_size: must be greater than 0"),
+        ("sera", {"keep_fraction": 0}, "algorithm.keep_fraction: must be greater than 0"),
     ],
 )
 def test_values_out_of_bounds_are_refused_with_what_was_found(name: str, changes: dict[str, Any], message: str) -> None:

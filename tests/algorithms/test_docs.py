@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from posttrain.algorithms.catalogue import CATALOGUE
 from posttrain.algorithms.choice import choose
-from posttrain.algorithms.describe import COLUMNS, find, markdown, needs, page, replacing, sentence
+from posttrain.algorithms.describe import FAMILIES, find, markdown, page
+from posttrain.algorithms.replacing import replacing
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.algorithms.variants import VARIANTS, Variant
+from posttrain.algorithms.words import COLUMNS, needs, sentence
 from posttrain.build.check import check
 from posttrain.cli import app
 from posttrain.errors import PosttrainError, RecipeError
-from posttrain.recipe import Recipe, parse
+from posttrain.recipe import parse
+from posttrain.recipe.blocks import AlgorithmChoice
 from posttrain.recipe.load import merge, read_yaml
+from tests.offline_runs import pairs, scored, steps, write
 from tests.runs import ROOT, prepare, recipe
 
 ALL = [variant for variants in VARIANTS.values() for variant in variants]
@@ -33,6 +38,11 @@ SAME = {
     "PPO-max, switch by switch": "ppo_max",
     "PF-PPO, best and worst": "pf_ppo",
     "Truncated importance sampling by token": "grpo",
+    "DPO and SFT of the best response": "rpo",
+    "REBEL on given responses": "rebel_offline",
+    "CoPG on given responses": "copg_offline",
+    "AGRO on given responses": "agro_offline",
+    "DNO on best and worst": "iterative_dpo",
 }
 """Variants that are said to be a row's own cells."""
 
@@ -41,11 +51,36 @@ def shell(*args: str) -> Result:
     return CliRunner().invoke(app, ["algorithms", *args], env={"COLUMNS": "400"})
 
 
-def chosen(text: str, **more: Any) -> tuple[Recipe, Algorithm]:
-    """Lines of a recipe, over a complete one."""
-    tree = merge(recipe(Path("nowhere"), **more), read_yaml(text, "line"))
-    found = parse(tree)
-    return found, choose(found.algorithm.name, found.algorithm.overrides)
+def chosen(text: str) -> Algorithm:
+    """What a recipe means by the value of its `algorithm`. libyaml's parser: there are thousands of lines."""
+    value = yaml.load(text, yaml.CSafeLoader)
+    block = AlgorithmChoice.model_validate({"name": value} if isinstance(value, str) else value)
+    return choose(block.name, block.overrides)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, prompts with a grader, and given answers of every form."""
+    folder = tmp_path_factory.mktemp("docs")
+    prepare(folder)
+    graded = [{**row, "chosen_score": 0.9, "rejected_score": 0.2} for row in pairs(8)]
+    for name, rows in (("pairs", graded), ("scored", scored(8)), ("steps", steps(8))):
+        write(folder / f"{name}.jsonl", [{**row, "letter": "a"} for row in rows])
+    return folder
+
+
+def complete(folder: Path, row: Algorithm) -> dict[str, Any]:
+    """A recipe for the row, of files in `folder`."""
+    tree = recipe(folder, run={"steps": 1000})
+    if not row.needs.given:
+        return tree
+    form = "steps" if row.needs.steps else "pairs" if row.needs.min_group > 1 else "scored"
+    tree["data"] = {"train": {"source": "file", "path": str(folder / f"{form}.jsonl")}}
+    if not row.needs.sampler:
+        del tree["rollout"], tree["evaluation"]
+    if row.source.kind != "joined":
+        del tree["rewards"]
+    return tree
 
 
 def cells(row: Algorithm) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -81,7 +116,7 @@ def test_every_line_of_a_rows_page_is_a_recipe_with_what_it_names(name: str) -> 
                 continue
             lines += 1
             left, _, text = line.partition("  algorithm: ")
-            _, changed = chosen(f"algorithm: {text}")
+            changed = chosen(text)
             if left.startswith("or "):
                 assert changed.cells[column].kind == re.split(r"[(\s]", left[3:])[0]
             else:
@@ -103,17 +138,38 @@ def test_a_kind_is_called_impossible_only_where_it_cannot_stand_alone(name: str)
 
 
 @pytest.mark.parametrize("variant", ALL, ids=lambda v: v.title)
-def test_a_variant_is_a_recipe_and_does_what_its_title_says(variant: Variant, tmp_path: Path) -> None:
-    prepare(tmp_path)
-    tree = merge(recipe(tmp_path, run={"steps": 100}), read_yaml(variant.recipe, variant.title))
-    found = parse(tree)
-    row = choose(found.algorithm.name, found.algorithm.overrides)
+def test_a_variant_is_a_recipe_and_does_what_its_title_says(variant: Variant, folder: Path) -> None:
+    lines = read_yaml(variant.recipe, variant.title)
+    meant = lines["algorithm"]
+    row = choose(meant, {}) if isinstance(meant, str) else choose(meant.pop("name"), meant)
+    found = parse(merge(complete(folder, row), read_yaml(variant.recipe, variant.title)))
     assert set(found.algorithm.overrides) <= {*CATALOGUE, *(n for c in row.cells.values() for n in c.settings)}
     assert check(found).algorithm == row
     if variant.title in SAME:
         assert cells(row) == cells(find(SAME[variant.title]))
-    changed = cells(row) != cells(find(row.name)) or len(read_yaml(variant.recipe, "blocks")) > 1
+    changed = cells(row) != cells(find(row.name)) or len(lines) > 1
     assert changed == (SAME.get(variant.title) != row.name and variant.title != "Rewards by step")
+
+
+def test_a_row_stands_in_the_first_family_that_is_true_of_it() -> None:
+    of = {name: next(title for title, belongs in FAMILIES if belongs(row)) for name, row in ALGORITHMS.items()}
+    assert set(of.values()) == {title for title, _ in FAMILIES}
+    expected = {
+        "Reward models": ["reward_bradley_terry", "reward_process", "reward_goal_conditioned"],
+        "Supervised": ["sft", "dft", "rcrl"],
+        "Played against an earlier policy": ["iterative_dpo", "spin_pool", "xpo", "sppo"],
+        "Lists, and single answers with a thumb": ["lipo", "exo", "kto", "bco"],
+        "Pairs without a reference": ["simpo", "cpo", "orpo", "alphapo", "cpl"],
+        "Pairs against a reference": ["dpo", "ipo", "hypo", "aot"],
+        "Responses that come with scores": ["dro_v", "a_lol_ref_free", "direct_advantage", "dqo", "rebel_offline"],
+        "With a critic": ["ppo", "impala"],
+        "A group learnt as a set": ["online_dpo", "kimi"],
+    }
+    for title, names in expected.items():
+        assert [of[name] for name in names] == [title] * len(names)
+    text = markdown()
+    for title, _ in FAMILIES:
+        assert f"### {title}\n\n| row | paper |" in text
 
 
 def test_titles_of_variants_differ_and_stand_on_the_page() -> None:
@@ -163,7 +219,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
 
 def test_what_a_row_needs_is_said_in_words() -> None:
     for row in ALGORITHMS.values():
-        asked = {name for name, value in vars(row.needs).items() if value is True} - {"scores"}
+        asked = {name for name, value in vars(row.needs).items() if value is True}
         assert asked == {name for name in needs(row) if not name.startswith("groups")}
 
 

@@ -145,6 +145,7 @@ def test_ids_count_over_the_whole_file_when_rows_are_skipped(tmp_path: Path, cha
         (STEPS | {"completions": [["b"], "c"]}, {}, r"completions\[0\] is \['b'\], not the text of a step"),
         (LIST | {"completions": "b"}, {}, "column 'completions' is 'b', not a list"),
         (LIST | {"scores": 3}, {}, "column 'scores' is 3, not a list"),
+        (LIST | {"scores": "2, 1"}, {}, "column 'scores' is '2, 1', not a list"),
         (PAIR | {"chosen": 5}, {}, "column 'chosen' is 5, neither text nor messages"),
         (PREFIXED | {"prefix": ["x"]}, {}, "column 'prefix' is .*, not text"),
         (PREFIXED | {"chosen": [assistant("x"), user("b"), assistant("c")]}, {}, "has 3 messages"),

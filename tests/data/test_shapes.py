@@ -99,6 +99,13 @@ def test_a_word_beside_an_answer_is_no_number_unless_numbers_are_wanted() -> Non
     assert shape_of([{**row, "score": 1, "label": False}], Wanted(), "k").numbers == ("score",)
 
 
+def test_ranks_stand_in_for_scores_only_where_an_order_is_enough() -> None:
+    rows = [{"prompt": "a", "completions": ["b", "c"], "scores": None, "ranks": [1, 2]}]
+    assert shape_of(rows, Wanted(pairs=True), "k").numbers == ("ranks",)
+    for wanted in (Wanted(scores=True), Wanted(margins=True)):
+        assert shape_of(rows, wanted, "k").numbers == ("scores",)
+
+
 def test_the_columns_that_are_read_follow_what_is_wanted(tmp_path: Path, chat: Chat) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "score_chosen": 7, "score_rejected": 4}
     for wanted, scores in (({}, [7, 4]), ({"scores": True}, [7, 4]), ({"margins": True}, [2, 0])):

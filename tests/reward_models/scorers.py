@@ -51,7 +51,7 @@ def plainly(folder: Path, ids: Sequence[int]) -> list[float]:
 
 def card(folder: Path, model: Path, low: float | None = 0.6, **fields: Any) -> Path:
     """Write a card into `folder` with what `model` says of two sequences."""
-    golden = [{"tokens": ids, "scores": plainly(model, ids)} for ids in GOLDEN]
+    golden = [{"tokens": ids, "scores": plainly(model, ids), "dtype": "float32"} for ids in GOLDEN]
     measured = {} if low is None else {"accuracy": low + 0.1, "accuracy_low": low, "accuracy_high": low + 0.2}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").write_text(json.dumps({"pairs": 200, "golden": golden, **measured, **fields}))

@@ -223,14 +223,18 @@ def test_a_model_that_says_other_golden_scores_is_not_served(tmp_path: Path, nam
     assert "measure it again" in str(caught.value)
 
 
-def test_golden_scores_of_a_coarser_dtype_are_held_to_its_tolerance(tmp_path: Path) -> None:
+def test_golden_scores_of_a_coarser_or_unknown_dtype_are_held_to_its_tolerance(tmp_path: Path) -> None:
     folder = measured_folder(tmp_path / "model")
     damaged(folder, "score.weight", 1.02)
     with pytest.raises(ValueError, match="allowed in float32"):
         Classifier(str(folder), **FP32).prepare()
     written = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps({**written, "dtype": "bfloat16"}))
-    Classifier(str(folder), **FP32).prepare()
+    for dtype in ("bfloat16", None):
+        golden = [{**entry, "dtype": dtype} for entry in written["golden"]]
+        if dtype is None:
+            golden = [{name: entry[name] for name in ("tokens", "scores")} for entry in golden]
+        (folder / "card.json").write_text(json.dumps({**written, "golden": golden}))
+        Classifier(str(folder), **FP32).prepare()
 
 
 @pytest.mark.parametrize("change", ["none", "fewer heads", "not a number"])

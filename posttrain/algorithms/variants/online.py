@@ -1,19 +1,10 @@
-"""Methods of the literature that are a row with cells or blocks of the recipe replaced. Imports no torch."""
+"""Variants of rows that sample, grade and learn. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from posttrain.algorithms.variants.variant import Variant
 
-
-class Variant(NamedTuple):
-    """A method, what it is, and the lines of a recipe that ask for it."""
-
-    title: str
-    about: str
-    recipe: str
-
-
-VARIANTS: dict[str, tuple[Variant, ...]] = {
+ONLINE: dict[str, tuple[Variant, ...]] = {
     "Objectives": (
         Variant(
             "GSPO with token mean",
