@@ -64,7 +64,7 @@ def lists(count: int, size: int = 4, start: int = 0) -> Rows:
         {
             "prompt": f"say {i}",
             "completions": [WORDS[(i + k) % 8] + str(k) for k in range(size)],
-            "scores": [((i + 3 * k) % size) / size for k in range(size)],
+            "scores": [((i + (size - 1) * k) % size) / size for k in range(size)],
         }
         for i in range(start, start + count)
     ]

@@ -45,11 +45,14 @@ class Measured:
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The ensemble's mean of every sequence."""
-        found: list[float] = []
-        for start in track(range(0, len(sequences), CHUNK), "reward model"):
-            outputs = self.outputs(sequences[start : start + CHUNK])
-            found += read_scores(self.algorithm, outputs).double().mean(-1).tolist()
-        return found
+        # Of like length together, so that little is padding.
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        found: dict[int, float] = {}
+        for start in track(range(0, len(order), CHUNK), "reward model"):
+            part = order[start : start + CHUNK]
+            outputs = self.outputs([sequences[i] for i in part])
+            found |= dict(zip(part, read_scores(self.algorithm, outputs).double().mean(-1).tolist(), strict=True))
+        return [found[i] for i in range(len(sequences))]
 
 
 def measure(checked: Checked, checkpoint: Checkpoint, data: Read, folders: Sequence[Path]) -> RewardCard:

@@ -12,8 +12,8 @@ class Sequences(NamedTuple):
 
     `logprobs [S]` are sums of the policy's log-probabilities over what it said, with gradient; `lengths [S]` count
     these tokens. `author [S]` (long) says who said it: 0 the policy, 1 the data, 2 an opponent. `baseline []` is a
-    log-ratio that the run measured before the update, without gradient: a reference point for theirs. `values [S]` are the
-    critic's of the state before a response, with gradient; None without a critic.
+    log-ratio that the run measured before the update, without gradient: a reference point for theirs. `values [S]` are
+    the critic's of the state before a response, with gradient; None without a critic.
     """
 
     logprobs: Tensor

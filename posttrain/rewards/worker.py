@@ -58,12 +58,12 @@ def _start_worker(rewards: Sequence[Reward]) -> None:
     i = 0
     try:
         for i, reward in enumerate(rewards):
-            _limit_data(MEMORY_LIMIT)
+            _limit_data(_held_data() + MEMORY_LIMIT)
             verifier = load_verifier(reward, f"rewards[{i}]")
             pair = signature_of(reward, f"rewards[{i}]").kind == "pair"
             _loaded.append(WinRates(verifier) if pair else verifier)
             asked.append(getattr(verifier, "memory_limit", MEMORY_LIMIT))
-            _limit_data(asked[-1])
+            _limit_data(None if asked[-1] is None else _held_data() + asked[-1])
             getattr(verifier, "prepare", lambda: None)()
     except BaseException as error:
         _broken.append(f"rewards[{i}]: {type(error).__name__}: {error}")

@@ -12,9 +12,12 @@ from posttrain.algorithms.choice import choose
 from posttrain.algorithms.credit import assign_credit
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import RowState, Terms
+from posttrain.algorithms.table import ALGORITHMS
 from posttrain.types import Annotation, Group, Rollout, Sample, Verdict
 from tests.tiny import prompt
 
+POLICIES = [name for name, row in ALGORITHMS.items() if not row.needs.scorer]
+"""Rows that assign credit; a reward model has labels instead."""
 TERMS = Terms(max_tokens=10, weights={"right": 1.0, "short": 0.5, "silent": 0.0}, references=(0.25, 0.75))
 
 

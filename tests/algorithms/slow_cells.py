@@ -94,8 +94,8 @@ def _soft_gate(x: Token, row: Row, step: Row, c: Cell) -> Tensor:
 
 
 def _within(x: Token, distance: float, c: Cell) -> Tensor:
-    ratio = x.level.exp()
-    return 0 * ratio - ratio.item() * x.a if distance > c["divergence"] and x.a * x.level.item() > 0 else -ratio * x.a
+    ratio, outward = x.level.exp(), x.a * x.level.item() > 0
+    return 0 * ratio - ratio.item() * x.a if distance > c["max_divergence"] and outward else -ratio * x.a
 
 
 def _binary_tv(x: Token, row: Row, step: Row, c: Cell) -> Tensor:

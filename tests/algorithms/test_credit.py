@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from posttrain.algorithms.state import RowState, Terms
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.errors import TrainingError
 from posttrain.types import Annotation, Group, Sample, Verdict
-from tests.algorithms.made import credited, group, rollout, said, verdict
+from tests.algorithms.made import POLICIES, credited, group, rollout, said, verdict
 
 ALONE = {"whitening": "none", "scaling": "none"}
 """What compares a group with the rest of its step."""
@@ -39,13 +39,13 @@ def same(found: list[Sample], expected: list[Sample]) -> None:
         assert a.returns is None or torch.equal(a.returns, b.returns)
 
 
-@pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if row.credit.entry.level != "step"])
+@pytest.mark.parametrize("name", [n for n in POLICIES if ALGORITHMS[n].credit.entry.level != "step"])
 def test_ragged_groups_are_compared_within_themselves_only(name: str) -> None:
     together, _ = credited(name, RAGGED, **ALONE)
     same(together, [s for g in RAGGED for s in credited(name, [g], **ALONE)[0]])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_response_without_a_score_is_as_if_it_had_not_been_drawn(name: str) -> None:
     failed = [
         Group(g.prompt, (g.rollouts[0], rollout((True,) * 9), *g.rollouts[1:]), _with_failure(g), g.greedy)
@@ -63,7 +63,7 @@ def _with_failure(one: Group) -> tuple[Verdict, ...]:
     return (one.verdicts[0], verdict(None), *one.verdicts[1:])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_group_with_too_few_scores_teaches_nothing_and_is_counted(name: str) -> None:
     few = ALGORITHMS[name].needs.min_group - 1
     groups = [group(*[1.0] * few, None, greedy=Verdict(0.25)), group(None, None, greedy=Verdict(0.25)), RAGGED[0]]
@@ -221,6 +221,30 @@ def test_a_histogram_of_values_is_read_as_its_mean() -> None:
         own.append(sum(o / sum(odds) * centre for o, centre in zip(odds, (-0.5, 0.5, 1.5, 2.5), strict=True)))
     assert said(sample, sample.values) == pytest.approx(own)
     assert said(sample) == pytest.approx(slow_gae(REWARDS, [*own, 0.0], 1.0, 0.5))
+
+
+@pytest.mark.parametrize("worth", [1.0, -1.0])
+def test_what_is_no_better_than_the_critic_expects_of_its_prompt_gets_no_credit(worth: float) -> None:
+    one, annotation, places = interleaved()
+    scored = Verdict(worth, steps=one.verdicts[0].steps)
+    (sample,), _ = credited("a_lol_ref_free", [replace(one, verdicts=(scored,))], [annotation])
+    expected = max(0.0, worth - annotation.values[0][places[0], 0].item())
+    assert said(sample) == pytest.approx([expected] * 5)
+    assert said(sample, sample.returns) == pytest.approx([worth] * 5)
+
+
+def test_a_step_is_worth_what_it_changes_in_the_chance_of_being_right() -> None:
+    one, annotation, places = interleaved()
+    (sample,), _ = credited("direct_advantage", [one], [annotation])
+    chance = [1 / (1 + math.exp(-v)) for v in annotation.values[0][places, 0].tolist()]
+    # The steps end with the second and the third of five tokens, and with the response.
+    first, second, last = chance[2] - chance[0], chance[3] - chance[2], 1.0 - chance[3]
+    assert said(sample) == pytest.approx([first, first, second, last, last])
+    assert said(sample, sample.ends) == [0, 1, 1, 0, 1]
+    assert said(sample, sample.values) == pytest.approx(chance)
+    assert not bool(sample.ends[~torch.tensor(sample.rollout.mask)].any())
+    assert sample.returns is None
+    assert credited("dqo", [one], [annotation])[0][0].ends is None
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.4, -0.3])

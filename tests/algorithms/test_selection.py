@@ -6,12 +6,14 @@ import statistics
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from posttrain.algorithms.catalogue import CATALOGUE
 from posttrain.algorithms.choice import choose
-from posttrain.algorithms.selection import asks_for, informative, note_spread, rounds
+from posttrain.algorithms.selection import asks_for, informative, note_spread, rounds, widest_margins
 from posttrain.algorithms.state import RowState
-from posttrain.types import Group, Verdict
+from posttrain.types import Annotation, Group, Verdict
 from tests.algorithms.made import credited, group, rollout, said, verdict
 
 
@@ -22,13 +24,14 @@ class TestGroups:
         groups = [group(1.0, 1.0), group(1.0, 0.0), group(1.0, None), group(1.0, None, 0.5), group(None, None)]
         assert [informative(algorithm, g) for g in groups] == [False, True, False, True, False]
 
-    @pytest.mark.parametrize("kind", ["all", "greedy_wrong"])
+    @pytest.mark.parametrize("kind", ["all", "greedy_wrong", "implicit_margin"])
     def test_any_group_with_enough_scores_teaches_elsewhere(self, kind: str) -> None:
         algorithm = choose("grpo", {"selection": kind})
         assert [informative(algorithm, g) for g in (group(1.0, 1.0), group(1.0, None))] == [True, False]
 
     def test_every_kind_of_selection_is_tested_here(self) -> None:
-        assert set(CATALOGUE["selection"]) == {"all", "mixed", "dynamic", "greedy_wrong", "steady_spread"}
+        kinds = {"all", "mixed", "dynamic", "greedy_wrong", "steady_spread", "implicit_margin"}
+        assert set(CATALOGUE["selection"]) == kinds
 
     def test_only_prompts_that_the_greedy_response_gets_wrong_are_asked(self) -> None:
         strict = choose("self", {"right_score": 0.8})
@@ -71,6 +74,52 @@ class TestGroups:
         state = RowState()
         note_spread(choose("grpo", {}), [group(0.0, 1.0)], state)
         assert state == RowState()
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class TestMargins:
+    """Which pairs of a step are furthest apart in log-ratio already (selection: implicit_margin)."""
+
+    SCORES = ((1.0, 0.0), (0.0, 1.0), (0.2, None, 0.9, 0.1), (1.0, 0.5, 1.0), (0.0, 0.0, 1.0))
+
+    def step(self) -> tuple[list[Group], list[Annotation]]:
+        """Ragged groups with a tool span inside a response, and log-probabilities that are garbage outside masks."""
+        masks = ((True,), (True, True), (True, False, True, True), (True, True, True))
+        groups, notes = [], []
+        for name, scores in enumerate(self.SCORES):
+            rollouts = tuple(rollout(masks[(name + i) % 4], 4 + name) for i in range(len(scores)))
+            groups.append(Group(group(1.0).prompt, rollouts, tuple(verdict(s) for s in scores)))
+            sizes = [(10 * name + i, len(r.tokens)) for i, r in enumerate(rollouts)]
+            notes.append(Annotation([noise(s, n) for s, n in sizes], [noise(s + 500, n, 2) for s, n in sizes]))
+        return groups, notes
+
+    def margin(self, one: Group, note: Annotation) -> float:
+        def log_ratio(score: float) -> float:
+            i = [v.score for v in one.verdicts].index(score)
+            own, others = note.previous[i].tolist(), note.reference[i].tolist()
+            said = [t for t, m in enumerate(one.rollouts[i].mask) if m]
+            return sum(own[t] - 0.25 * others[t][0] - 0.75 * others[t][1] for t in said)
+
+        graded = [v.score for v in one.verdicts if v.score is not None]
+        return log_ratio(max(graded)) - log_ratio(min(graded))
+
+    @pytest.mark.parametrize(("fraction", "count"), [(1.0, 5), (0.7, 4), (0.5, 2), (0.4, 2), (0.01, 1)])
+    def test_the_share_with_the_widest_margins_is_kept_in_its_order(self, fraction: float, count: int) -> None:
+        algorithm = choose("sera", {"keep_fraction": fraction})
+        groups, notes = self.step()
+        margins = [self.margin(g, n) for g, n in zip(groups, notes, strict=True)]
+        found, report = widest_margins(algorithm, groups, notes, (0.25, 0.75))
+        assert found == sorted(sorted(range(5), key=lambda i: -margins[i])[:count])
+        assert report.values()["learn/implicit_margin"] == pytest.approx(statistics.fmean(margins))
+        assert report.values()["learn/kept_groups"] == pytest.approx(count / 5)
+
+    def test_of_equal_margins_the_first_are_kept(self) -> None:
+        groups, notes = self.step()
+        found, _ = widest_margins(choose("sera", {"keep_fraction": 0.5}), groups[:1] * 4, notes[:1] * 4, (0.25, 0.75))
+        assert found == [0, 1]
 
 
 def kept(kind: str, one: Group, **changes: Any) -> list[int]:

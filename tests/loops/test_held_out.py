@@ -57,21 +57,26 @@ def expected(rows: Rows, policy: Any, references: list[tuple[float, Any]]) -> di
         nats, tokens = nats - own[0], tokens + len(best[1])
         if best[0] == worst[0]:
             continue
-        likelier.append(own[0] / len(best[1]) > own[1] / len(worst[1]))
+        likelier.append(right(own[0] / len(best[1]) - own[1] / len(worst[1])))
         if references:
             other = [
                 sum(share * logprob(m, asked(row), answer) for share, m in references) for _, answer in (best, worst)
             ]
             margins.append((own[0] - other[0]) - (own[1] - other[1]))
-            preferred.append(margins[-1] > 0)
+            preferred.append(right(margins[-1]))
     found = {"eval/nll": nats / tokens}
-    for name, right in (("preferred", preferred), ("likelier", likelier)):
-        if right:
-            low, high = wilson(sum(right), len(right))
-            share = sum(right) / len(right)
+    for name, counted in (("preferred", preferred), ("likelier", likelier)):
+        if counted:
+            low, high = wilson(sum(counted), len(counted))
+            share = sum(counted) / len(counted)
             found |= {f"eval/{name}": share, f"eval/{name}_low": low, f"eval/{name}_high": high}
-            found["eval/pairs"] = len(right)
+            found["eval/pairs"] = len(counted)
     return found | ({"eval/margin": sum(margins) / len(margins)} if margins else {})
+
+
+def right(margin: float) -> float:
+    """Equal ones are half right."""
+    return 0.5 if margin == 0 else float(margin > 0)
 
 
 def measured(line: dict[str, float]) -> dict[str, float]:
@@ -141,13 +146,13 @@ def test_a_reward_model_is_right_where_the_better_answer_scores_higher(tmp_path:
     folder = tmp_path / "run/checkpoints/step-000002/policy"
     gaps = []
     for row in held:
-        better, worse = (plainly(folder, asked(row) + answer)[0] for _, answer in answers(row))
-        gaps.append(better - worse)
-    right = sum(gap > 0 for gap in gaps)
-    low, high = wilson(right, len(gaps))
+        first, second = (plainly(folder, asked(row) + answer)[0] for _, answer in answers(row))
+        gaps.append(first - second)
+    better = sum(map(right, gaps))
+    low, high = wilson(better, len(gaps))
     found = measured(metrics(tmp_path / "run")[-1])
     assert found["eval/margin"] == pytest.approx(sum(gaps) / len(gaps), abs=NEAR)
-    assert (found["eval/preferred"], found["eval/pairs"]) == (right / len(gaps), len(gaps))
+    assert (found["eval/preferred"], found["eval/pairs"]) == (better / len(gaps), len(gaps))
     assert (found["eval/preferred_low"], found["eval/preferred_high"]) == pytest.approx((low, high))
 
 

@@ -55,9 +55,10 @@ def batches(draw: st.DrawFn, shared: bool = False) -> Batch:
 
 def garbage(batch: Batch) -> Batch:
     """The same batch with anything finite outside the mask."""
-    log_ratio, advantages, (logprobs, mask, segment, uniform) = batch
-    assert uniform is not None
-    tokens = Tokens(logprobs.where(mask, -1e6), mask, segment, uniform.where(mask, 1e6))
+    log_ratio, advantages, tokens = batch
+    mask = tokens.mask
+    assert tokens.uniform is not None
+    tokens = tokens._replace(logprobs=tokens.logprobs.where(mask, -1e6), uniform=tokens.uniform.where(mask, 1e6))
     return Batch(log_ratio.where(mask, 30.0), advantages.where(mask, 1e6), tokens)
 
 

@@ -96,12 +96,11 @@ def test_graders_of_a_group_get_the_prompts_ids_and_text_where_they_name_them() 
 
 
 def test_a_verifier_beside_a_model_has_as_much_memory_as_alone() -> None:
-    """What is taken is never touched, so it costs the machine nothing."""
     rewards = [local("Holder"), local("takes"), local("Frugal")]
     small, large = grade(rewards, PROMPT, [_says("3"), _says("5")])
     assert small.parts == {"Holder": 1.0, "takes": 1.0, "Frugal": None}
     assert large.parts == {"Holder": 1.0, "takes": None, "Frugal": None}
-    assert "MemoryError" in large.reason
+    assert "MemoryError: Unable to allocate 5.00 GiB" in large.reason
 
 
 def _says(text: str) -> Rollout:

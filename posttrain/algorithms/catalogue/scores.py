@@ -29,7 +29,7 @@ SCORES: dict[str, Kind] = {
     "binned": Kind(
         "scores.hl_gauss",
         {
-            "value_bins": Parameter(51, low=1),
+            "value_bins": Parameter(51, low=1, formula=False),
             "value_low": Parameter(0.0),
             "value_high": Parameter(1.0),
             "value_sigma": positive(0.75),
