@@ -145,9 +145,8 @@ def slow_loss(model: Any, algorithm: Algorithm, groups: Sequence[Group] = GROUPS
         members = [(list(read[i][1][-1]), worth[i]) for i in graded]
         loss = SCORES[algorithm.objective.kind](members, algorithm.objective)
         if algorithm.contrast.kind == "goal":
-            term = goal_loss(
-                [read[i][0] for i in graded], list(worth.values()), algorithm.contrast["contrast_temperature"]
-            )
+            temperature = algorithm.contrast["contrast_temperature"]
+            term = goal_loss([read[i][0] for i in graded], list(worth.values()), temperature)
             loss = loss + algorithm.contrast["contrast_coefficient"] * term
         losses.append(loss + nothing(members))
     if not algorithm.needs.steps:

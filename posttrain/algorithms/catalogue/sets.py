@@ -47,7 +47,7 @@ SETS: dict[str, Kind] = {
     "aot_unpaired": _pair("aot_unpaired", CONTRAST | SMOOTHING),
     "apo_zero": _pair("apo_zero", CONTRAST),
     "apo_down": _pair("apo_down", CONTRAST),
-    "discopop": _pair("discopop", CONTRAST | {"discopop_tau": positive(0.05)}),
+    "discopop": _pair("discopop", CONTRAST | {"discopop_tau": Parameter(0.05, low=0.0, high=0.5)}),
     "positive_sigmoid": _pair("positive_sigmoid", CONTRAST | {"positive_penalty": positive(5.0)}),
     "margin_sigmoid": _pair("margin_sigmoid", CONTRAST | SMOOTHING, "margins"),
     "mpo": _pair(

@@ -61,7 +61,13 @@ OFFLINE: tuple[Algorithm, ...] = (
     _set("simpo", "2405.14734", "simpo", anchor="none", ratio="sequence"),
     _set("cpo", "2401.08417", "best_worst_sigmoid", anchor="none", cloning="best"),
     _set("orpo", "2403.07691", "orpo", anchor="none", ratio="sequence", cloning="best"),
-    _set("alphapo", "2501.03884", "alphapo", anchor="none", ratio="sequence"),
+    _set(
+        "alphapo",
+        "2501.03884",
+        ("alphapo", {"contrast_beta": 2.5, "alphapo_alpha": 0.25}),
+        anchor="none",
+        ratio="sequence",
+    ),
     _set("cpl", "2310.13639", "cpl", anchor="none", ratio="discounted_sum"),
     # Lists, and single answers with a thumb.
     _set("lipo", "2402.01878", "lambda_rank"),
