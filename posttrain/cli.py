@@ -19,7 +19,8 @@ from posttrain import __version__
 from posttrain.algorithms.describe import find, markdown, overview, page
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.build.check import Checked, check
-from posttrain.build.pipeline import Outcome, check_pipeline, graph, main_figures
+from posttrain.build.outcome import Outcome, main_figures
+from posttrain.build.pipeline import check_pipeline, graph
 from posttrain.build.pipeline import train as train_pipeline
 from posttrain.errors import PosttrainError
 from posttrain.metrics import RunFolder

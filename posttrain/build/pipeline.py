@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
 from posttrain.build.check import Checked, check
+from posttrain.build.outcome import Outcome
 from posttrain.build.process import figures_in, posttrain, terminable
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.metrics import RunFolder, durable
@@ -30,17 +30,6 @@ from posttrain.recipe.pipeline import TAKEN, Pipeline, Stage
 
 Status = Literal["running", "finished", "failed"]
 console = Console(soft_wrap=True, highlight=False)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one stage came to: a row of the table at the end."""
-
-    stage: str
-    made: str
-    steps: int | None
-    seconds: float
-    figures: Mapping[str, Any]
 
 
 def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
@@ -69,8 +58,7 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
             mistakes += [f"stages.{name}.{mistake}" for mistake in own]
             continue
         if stage.evaluates:
-            if recipe.data.eval is None:
-                mistakes.append(f"stages.{name}.data.eval: missing, so there is nothing to evaluate on; add it")
+            mistakes += [f"stages.{name}.{mistake}" for mistake in _of_evaluation(stage, found[name])]
             continue
         other = folders.setdefault(recipe.run.folder.resolve(), name)
         if other != name:
@@ -80,6 +68,20 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
     if mistakes:
         raise RecipeError(mistakes, pipeline.source)
     return found
+
+
+def _of_evaluation(stage: Stage, checked: Checked) -> list[str]:
+    """Why a stage cannot be measured so."""
+    needs = checked.algorithm.needs
+    if checked.recipe.data.eval is None:
+        return ["data.eval: missing, so there is nothing to evaluate on; add it"]
+    if stage.own_recipe and (needs.scorer or (needs.given and needs.reference)):
+        return [
+            f"evaluate: 'stage:{stage.evaluates}' with other keys beside it, but {checked.algorithm.name} is measured "
+            "by what only its own run knows (a head, or the reference it started from); leave the other keys out, or "
+            "extend a recipe whose algorithm samples its responses"
+        ]
+    return []
 
 
 def graph(pipeline: Pipeline) -> list[str]:
@@ -218,31 +220,6 @@ class _Run:
         if stage.evaluates:
             return self._pipeline.folder / f"{stage.name}.json"
         return self._folders[stage.name] / "summary.json"
-
-
-def main_figures(summary: Mapping[str, Any]) -> list[str]:
-    """A summary's numbers that have an interval or are those after the run, with the one before; else all of them."""
-    numbers = [
-        name
-        for name, value in summary.items()
-        if isinstance(value, int | float)
-        and name not in ("step", "steps", "seconds")
-        and not name.endswith(("_low", "_high", "_before"))
-    ]
-    main = [name for name in numbers if name.endswith("_after") or f"{name}_low" in summary]
-    lines = []
-    for name in main or numbers:
-        stem = name.removesuffix("_after")
-        before = f"{stem}_before"
-        start = f"{_figure(summary, before)} -> " if stem != name and summary.get(before) is not None else ""
-        lines.append(f"{stem} {start}{_figure(summary, name)}")
-    return lines
-
-
-def _figure(summary: Mapping[str, Any], name: str) -> str:
-    low, high = summary.get(f"{name}_low"), summary.get(f"{name}_high")
-    around = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-    return f"{summary[name]:.4g}{around}"
 
 
 def _reached(recipe: Recipe) -> bool:

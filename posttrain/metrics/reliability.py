@@ -62,8 +62,8 @@ def accuracy_by_margin(pairs: Sequence[ScoredPair], buckets: int = 5) -> list[Ro
     accuracy_low, accuracy_high}.
 
     `by` is "margin" where every pair has the data's, else "difference", of the model's own scores without sign. Buckets
-    end at its quantiles, `low` and `high` are the smallest and the largest in a bucket. Equal values share a bucket, so
-    there may be fewer than `buckets`.
+    end with its quantiles, `low` and `high` are the smallest and the largest in a bucket. Equal values share a bucket,
+    so there may be fewer than `buckets`.
     """
     by = "margin" if all(pair.margin is not None for pair in _some(pairs)) else "difference"
     clear = np.array([pair.margin if by == "margin" else abs(pair.gap) for pair in pairs], dtype=float)

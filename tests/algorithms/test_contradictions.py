@@ -57,6 +57,10 @@ CONTRADICTIONS = [
     ("dqo", {"cloning": "best"}, "cloning", "regressed reads none", "use cloning: none"),
     ("dpo", {"contrast": "goal"}, "contrast", "best_worst_sigmoid reads none", "use contrast: none"),
     ("reward_process", {"contrast": "goal"}, "contrast", "step_bce reads none", "use contrast: none"),
+    ("kto", {"divergence": "js"}, "divergence", "objective: kto reads none", "use divergence: reverse_kl"),
+    ("simpo", {"divergence": "alpha"}, "divergence", "objective: simpo reads none", "use divergence: reverse_kl"),
+    ("aot", {"weighting": "policy_probability"}, "weighting", "objective: aot reads none", "use weighting: none"),
+    ("aot", {"ratio": "sequence"}, "ratio", "takes sums of log-probabilities apart", "use ratio: sequence_sum"),
     *(
         ("reward_bradley_terry", {column: kind}, column, "bradley_terry reads none", f"use {column}: {plain}")
         for column, kind, plain in (
@@ -114,6 +118,7 @@ def test_cells_that_contradict_one_another_are_refused_with_the_key_the_reason_a
         ("xpo", {"opponent": "none"}, {"opponent": "reference"}),
         ("grpo", {"divergence": "js"}, {"divergence": "reverse_kl"}),
         ("reward_ties", {"kl": "in_loss"}, {"kl": "none"}),
+        ("aot", {"ratio": "desensitised"}, {"ratio": "sequence_sum"}),
         ("dpo", {"reduction": "token_mean"}, {"reduction": "group_mean"}),
     ],
 )

@@ -147,7 +147,8 @@ def filled(learner: SingleLearner) -> list[Sample]:
     the policy said nothing. Some responses of a group are the data's, some an opponent's.
     """
     generator, out = torch.Generator().manual_seed(3), []
-    plain = samples()
+    # Two are the best of their group, the later one longer; two are a tie, one is alone.
+    plain = [replace(s, score=1.5) if i in (5, 6) else s for i, s in enumerate(samples())]
     plain += [replace(s, group=3, score=0.25) for s in plain[3:5]] + [replace(plain[0], group=4)]
     for sample, now in zip(plain, learner.logprobs([s.rollout for s in plain]), strict=True):
         said = torch.tensor(sample.rollout.mask)

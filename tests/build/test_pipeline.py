@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from posttrain.build.pipeline import check_pipeline, graph, main_figures
-from posttrain.build.process import figures_in
-from posttrain.errors import PosttrainError, RecipeError
+from posttrain.build.pipeline import check_pipeline, graph
+from posttrain.errors import RecipeError
 from posttrain.metrics import RunFolder
 from posttrain.metrics.durable import exclusive
 from posttrain.recipe.pipeline import Pipeline, read_pipeline
@@ -104,6 +103,19 @@ def test_the_check_names_the_mistakes_of_every_stage_once_and_touches_nothing(fo
     assert "stages.again.data.eval: missing, so there is nothing to evaluate on; add it" in str(caught.value)
     assert f"stages.second.run.folder: {folder / 'out' / 'first'} is that of stage first too" in str(caught.value)
     assert not (folder / "out").exists()
+
+
+def test_what_only_its_own_run_knows_is_not_measured_under_another_recipe(folder: Path) -> None:
+    row = {"prompt": "say a", "chosen": "a", "rejected": "b", "letter": "a"}
+    (folder / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 9)
+    data = {name: {"source": "file", "path": str(folder / "pairs.jsonl")} for name in ("train", "eval")}
+    first = {"model": str(folder / "model"), "data": data, "optimizer": {"prompts_per_step": 2}, "run": {"steps": 1}}
+    for algorithm in ("dpo", "reward_bradley_terry"):
+        stages = {"first": {**first, "algorithm": algorithm}, "final": {"evaluate": "stage:first"}}
+        sampled = {"evaluate": "stage:first", "extends": "recipe.yaml"}
+        check_pipeline(read_pipeline(write(folder, **stages, sampled=sampled)))
+        with pytest.raises(RecipeError, match=rf"stages\.final\.evaluate: 'stage:first' .* {algorithm} is measured"):
+            check_pipeline(read_pipeline(write(folder, **stages), ["stages.final.data.max_prompt_tokens=9"]))
 
 
 def test_checking_shows_rows_and_artefacts_without_torch(folder: Path) -> None:
@@ -283,21 +295,3 @@ def test_two_pipelines_cannot_write_the_same_folder_at_one_time(folder: Path, tm
         done = run("train", path, "--quiet", f"folder={tmp_path}", check=False)
     assert f"in use by another run (pid {os.getpid()})" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["pipeline.lock"]
-
-
-def test_figures_are_found_between_what_an_engine_logs() -> None:
-    figures = json.dumps({"eval/accuracy": 0.5, "of": {"a": 1}}, indent=1)
-    for before in ("", "INFO { started\n", '{\n "other": 1\n}\n'):
-        assert figures_in(before + figures + "\nINFO } ended\n") == {"eval/accuracy": 0.5, "of": {"a": 1}}
-    for nothing in ("", "INFO\n", "[1]"):
-        with pytest.raises(PosttrainError, match="printed no figures"):
-            figures_in(nothing)
-
-
-def test_main_figures_are_those_after_a_run_or_with_an_interval_or_else_all() -> None:
-    after = {"accuracy_after": 0.5, "accuracy_after_low": 0.4, "accuracy_after_high": 0.6}
-    counted = {"pairs": 3, "steps": 4, "seconds": 5.0, "step": 4, "algorithm": "x"}
-    before = {"accuracy_before": 0.25, "greedy_before": None, "greedy_after": None, "loss_after": 1.23456}
-    assert main_figures(before | after | counted) == ["loss 1.235", "accuracy 0.25 -> 0.5 [0.400, 0.600]"]
-    assert main_figures({"eval/a": 1, "eval/a_low": 0.5, "eval/a_high": 2, "n": 9}) == ["eval/a 1 [0.500, 2.000]"]
-    assert main_figures(counted) == ["pairs 3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.tiny import randomise, samples, tiny_folder, tiny_learner
 
 Tensors = tuple[Tensor, ...]
 CHUNKS = pytest.mark.parametrize("chunk", [1, 5, 64])
-BOTH = Extras(entropy=True, uniform=True)
+EVERYTHING = Extras(entropy=True, uniform=True, collision=True)
 
 
 def made(positions: int = 13, vocabulary: int = 29, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,17 +46,39 @@ def entropy(found: Tensor) -> Tensor:
     return -(found.exp() * found).sum(-1)
 
 
+def collision(found: Tensor) -> Tensor:
+    """Of two draws from each row of a table, the log of the chance that they are the same."""
+    chances = [math.fsum(math.exp(x) ** 2 for x in row) for row in found.tolist()]
+    return torch.tensor(chances, dtype=found.dtype).log()
+
+
 @CHUNKS
-def test_log_probabilities_entropies_and_uniform_means_equal_the_full_table(chunk: int) -> None:
+def test_log_probabilities_entropies_uniform_means_and_collisions_equal_the_full_table(chunk: int) -> None:
     hidden, weight, targets = made()
-    whole = table(hidden, weight, 0.7)
-    for extras in (None, Extras(uniform=True), BOTH):
-        logprobs, sought, uniform = chosen_logprobs(hidden, weight, targets, 0.7, chunk, extras)
-        torch.testing.assert_close(logprobs, whole.gather(1, targets[:, None])[:, 0])
-        torch.testing.assert_close(sought, entropy(whole))
-        if extras is not None:
-            torch.testing.assert_close(uniform, whole.mean(-1))
-            assert not uniform.requires_grad
+    hidden.requires_grad_()
+    whole = table(hidden, weight, 0.7).detach()
+    for asked in (Extras(), Extras(uniform=True), Extras(collision=True), EVERYTHING):
+        found = chosen_logprobs(hidden, weight, targets, 0.7, chunk, asked)
+        torch.testing.assert_close(found.logprobs.detach(), whole.gather(1, targets[:, None])[:, 0])
+        torch.testing.assert_close(found.entropy.detach(), entropy(whole))
+        assert found.logprobs.requires_grad
+        assert found.entropy.requires_grad == asked.entropy
+        assert not found.uniform.requires_grad
+        assert not found.collision.requires_grad
+        if asked.uniform:
+            torch.testing.assert_close(found.uniform, whole.mean(-1))
+        if asked.collision:
+            torch.testing.assert_close(found.collision, collision(whole))
+        else:
+            assert not bool(found.collision.any())
+
+
+def test_two_draws_collide_for_sure_where_one_token_is_certain_and_seldom_where_all_are_alike() -> None:
+    """Logits of +-1e4 neither overflow nor vanish."""
+    weight = torch.tensor([[1e4], [-1e4], [-1e4], [-1e4]], dtype=torch.float64)
+    states = torch.tensor([[1.0], [0.0], [-1.0]], dtype=torch.float64)
+    found = chosen_logprobs(states, weight, torch.zeros(3, dtype=torch.long), 1.0, 2, Extras(collision=True))
+    assert found.collision.tolist() == pytest.approx([0.0, -math.log(4), -math.log(3)])
 
 
 @CHUNKS
@@ -65,8 +88,8 @@ def test_gradients_of_log_probabilities_and_entropies_equal_those_of_the_full_ta
     slopes = torch.randn(2, len(targets), dtype=torch.float64)
 
     def fast(h: Tensor, w: Tensor) -> Tensor:
-        logprobs, sought, _ = chosen_logprobs(h, w, targets, 0.7, chunk, BOTH if share else None)
-        return (slopes[0] * logprobs).sum() + (share * (slopes[1] * sought).sum() if share else 0.0)
+        found = chosen_logprobs(h, w, targets, 0.7, chunk, EVERYTHING if share else None)
+        return (slopes[0] * found.logprobs).sum() + (share * (slopes[1] * found.entropy).sum() if share else 0.0)
 
     def slow(h: Tensor, w: Tensor) -> Tensor:
         whole = table(h, w, 0.7)
@@ -81,15 +104,15 @@ def test_gradients_agree_with_finite_differences() -> None:
     other, other_weight = torch.randn(5, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
     leaves = tuple(t.clone().requires_grad_() for t in (hidden, weight))
     assert torch.autograd.gradcheck(lambda h, w: chosen_logprobs(h, w, targets, 0.7, 2)[0], leaves)
-    assert torch.autograd.gradcheck(lambda h, w: chosen_logprobs(h, w, targets, 0.7, 2, BOTH)[:2], leaves)
+    assert torch.autograd.gradcheck(lambda h, w: chosen_logprobs(h, w, targets, 0.7, 2, EVERYTHING)[:2], leaves)
     assert torch.autograd.gradcheck(lambda h, w: exact_kl(h, w, other, other_weight, 0.7, 2), leaves)
 
 
 def test_an_entropy_that_is_not_sought_has_no_gradient() -> None:
     hidden, weight, targets = made()
     for extras in (None, Extras(uniform=True)):
-        _, sought, _ = chosen_logprobs(hidden.requires_grad_(), weight, targets, 1.0, 5, extras)
-        assert not sought.requires_grad
+        found = chosen_logprobs(hidden.requires_grad_(), weight, targets, 1.0, 5, extras)
+        assert not found.entropy.requires_grad
 
 
 @CHUNKS
@@ -126,11 +149,12 @@ def test_the_divergence_of_a_policy_from_itself_is_exactly_nothing_and_does_not_
 
 def test_half_precision_is_computed_in_full() -> None:
     hidden, weight, targets = (t.to(torch.bfloat16) if t.is_floating_point() else t for t in made())
-    logprobs, sought, uniform = chosen_logprobs(hidden, weight, targets, 1.0, 5, BOTH)
-    assert {t.dtype for t in (logprobs, sought, uniform)} == {torch.float32}
+    found = chosen_logprobs(hidden, weight, targets, 1.0, 5, EVERYTHING)
+    assert {t.dtype for t in found} == {torch.float32}
     whole = (hidden @ weight.t()).float().log_softmax(-1)
-    torch.testing.assert_close(logprobs, whole.gather(1, targets[:, None])[:, 0])
-    torch.testing.assert_close(sought, entropy(whole))
+    torch.testing.assert_close(found.logprobs, whole.gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(found.entropy, entropy(whole))
+    torch.testing.assert_close(found.collision, collision(whole))
     assert exact_kl(hidden, weight, hidden, weight, 1.0, 5).dtype == torch.float32
 
 
@@ -149,7 +173,7 @@ def test_nothing_of_the_size_of_the_table_is_kept_for_the_backward_pass(exact: b
         if exact:
             exact_kl(hidden, weight, hidden.detach() + 1, weight.detach() + 1, 1.0, chunk)
         else:
-            chosen_logprobs(hidden, weight, torch.randint(0, vocabulary, (positions,)), 1.0, chunk, BOTH)
+            chosen_logprobs(hidden, weight, torch.randint(0, vocabulary, (positions,)), 1.0, chunk, EVERYTHING)
     assert sum(kept.values()) <= 2 * chunk * vocabulary * 4
 
 

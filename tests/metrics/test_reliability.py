@@ -81,6 +81,10 @@ class TestMargins:
         assert {(r["by"], r["count"]) for r in rows} == {("margin", 2)}
         assert (rows[3]["accuracy_low"], rows[3]["accuracy_high"]) == wilson(2, 2)
 
+    def test_a_value_at_a_quantile_belongs_to_the_bucket_below_it(self):
+        rows = accuracy_by_margin([pair(1, margin=m) for m in (0.0, 0.0, 0.0, 1.0)], buckets=2)
+        assert [(r["low"], r["high"], r["count"]) for r in rows] == [(0, 0, 3), (1, 1, 1)]
+
     def test_without_a_margin_for_every_pair_the_models_own_difference_counts(self):
         rows = accuracy_by_margin([pair(-3, margin=9.0), pair(1), pair(-0.5, margin=8.0), pair(2)], buckets=2)
         assert [(r["by"], r["low"], r["high"], r["accuracy"]) for r in rows] == [

@@ -23,7 +23,7 @@ SCORERS: tuple[Algorithm, ...] = tuple(
         ("reward_plackett_luce", "2301.11270", "plackett_luce", "group_mean", "none"),
         ("reward_gap", "2310.00898", "gap", "group_mean", "none"),
         ("reward_regression", "2110.14168", "regression", "group_mean", "none"),
-        ("reward_outcome", "2110.14168", "binary", "group_mean", "none"),
+        ("reward_outcome", "2211.14275", "binary", "group_mean", "none"),
         ("reward_binned", "2403.03950", "binned", "group_mean", "none"),
         ("reward_process", "2305.20050", "step_bce", "token_mean", "none"),
         ("reward_goal_conditioned", "2407.13887", "bradley_terry", "group_mean", "goal"),
