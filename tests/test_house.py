@@ -66,11 +66,14 @@ def test_an_algorithm_is_named_in_the_table_and_nowhere_else() -> None:
         if file in allowed:
             continue
         tree = ast.parse(file.read_text())
-        of_kinds = [n for n in ast.walk(tree) if isinstance(n, ast.Compare) and getattr(n.left, "attr", "") == "kind"]
-        of_kinds += [n for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg in CATALOGUE]
+        # A string that is a name would be a comparison with a row's. One with the kind of a cell is none, nor is a set of
+        # kinds that such a comparison reads, nor what puts a kind into its column.
+        nodes = list(ast.walk(tree))
+        of_kinds = [n for n in nodes if isinstance(n, ast.Compare) and getattr(n.left, "attr", "") == "kind"]
+        read = {n.id for comparison in of_kinds for n in ast.walk(comparison) if isinstance(n, ast.Name)}
+        of_kinds += [n for n in nodes if isinstance(n, ast.Assign) and read & {getattr(t, "id", "") for t in n.targets}]
+        of_kinds += [n for n in nodes if isinstance(n, ast.keyword) and n.arg in CATALOGUE]
         cells = {id(node) for comparison in of_kinds for node in ast.walk(comparison)}
-        # A string that is a name would be a comparison with a row's; one with the kind of a cell, or one that puts a
-        # kind into its column, is none.
         found = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in cells]
         assert not [n.value for n in found if isinstance(n.value, str) and re.fullmatch(names, n.value)], file
 

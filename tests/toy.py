@@ -33,11 +33,11 @@ TARGETS = torch.tensor([int(prompt.columns["target"]) for prompt in PROMPTS])
 
 
 class Net(nn.Module):
-    """Prompts `[S]` to log-probabilities `[S, 3, 12]` of the three tokens to come."""
+    """Prompts `[S]` to log-probabilities `[S, 3, 12]` of the three tokens to come. `ways` to ask each question."""
 
-    def __init__(self) -> None:
+    def __init__(self, ways: int = 1) -> None:
         super().__init__()
-        self.prompt, self.place = nn.Embedding(len(PROMPTS), WIDTH), nn.Embedding(LENGTH, WIDTH)
+        self.prompt, self.place = nn.Embedding(ways * len(PROMPTS), WIDTH), nn.Embedding(LENGTH, WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY)
         with torch.no_grad():
             # Nearly uniform at first: about 1/12 of all tokens hit, whatever the seed.
@@ -70,15 +70,16 @@ class ValueNet(nn.Module):
 class ToyLearner:
     """Implements `Learner`, but for what needs files or logits.
 
-    `bins` are the outputs of its critic. The first reference is the untrained policy, any others are as random.
+    `bins` are the outputs of its critic, `ways` those to ask each question. The first reference is the untrained
+    policy, any others are as random.
     """
 
-    def __init__(self, seed: int, rate: float, bins: int = 1, references: int = 1) -> None:
+    def __init__(self, seed: int, rate: float, bins: int = 1, references: int = 1, ways: int = 1) -> None:
         torch.manual_seed(seed)
         # A step of 64 responses takes two micro-batches.
         self.packing, self.temperature, self.dtype = Packing(160), 1.0, torch.float32
-        self.net, self.critic, self.version = Net(), ValueNet(bins), 0
-        others = [Net() for _ in range(references - 1)]
+        self.net, self.critic, self.version = Net(ways), ValueNet(bins), 0
+        others = [Net(ways) for _ in range(references - 1)]
         self.references = [net.requires_grad_(False) for net in (copy.deepcopy(self.net), *others)]
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=0.02)
@@ -87,11 +88,11 @@ class ToyLearner:
 
     @torch.no_grad()
     def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
-        tokens = torch.tensor([r.tokens for r in rollouts])
-        if policy == "policy":
-            return list(_after_prompt(_chosen(self.net(tokens[:, 0]), tokens)))
-        each = [_chosen(net(tokens[:, 0]), tokens) for net in self.references]
-        return list(_after_prompt(torch.stack(each, dim=-1)))
+        tokens, said = (torch.tensor([getattr(r, name) for r in rollouts]) for name in ("tokens", "mask"))
+        nets = [self.net] if policy == "policy" else self.references
+        found = torch.stack([_after_prompt(_chosen(net(tokens[:, 0]), tokens)) for net in nets], dim=-1)
+        found = torch.where(said[..., None], found, 0.0)
+        return list(found[..., 0] if policy == "policy" else found)
 
     @torch.no_grad()
     def uniform(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -117,7 +118,7 @@ class ToyLearner:
         if algorithm.kl.kind == "in_loss" and algorithm.kl["kl_estimator"] == "exact":
             each = [(table.exp() * (table - net(tokens[:, 0]))).sum(-1) for net in self.references]
             kl = _flat(torch.stack(each, dim=-1))
-        if algorithm.needs.critic and batch.returns is not None:
+        if algorithm.needs.critic and (batch.returns is not None or algorithm.critic.kind == "joint"):
             values = _flat(self.critic(tokens[:, 0], tokens[:, 1:])[:, :-1])
         return Scored(
             logprobs=_flat(_chosen(table, tokens)),
@@ -125,6 +126,7 @@ class ToyLearner:
             kl=kl,
             values=values,
             uniform=_flat(table.detach().mean(-1)) if algorithm.needs.uniform else None,
+            collision=_flat((2 * table.detach()).logsumexp(-1)) if algorithm.needs.collision else None,
         )
 
     def step(self, policy: bool = True) -> Report:
@@ -151,9 +153,15 @@ class ToyLearner:
         self.version = snapshot["version"]
 
     @torch.no_grad()
-    def refresh_reference(self, decay: float) -> None:
+    def refresh_reference(self, decay: float, momentum: float = 0.0) -> None:
         for mean, own in zip(self.references[0].parameters(), self.net.parameters(), strict=True):
+            came = own - mean
             mean.mul_(decay).add_(own, alpha=1 - decay)
+            own.add_(came, alpha=momentum)
+        self.version += momentum > 0
+
+    def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.references[0].state_dict().items()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.net.state_dict().items()

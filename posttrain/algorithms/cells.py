@@ -47,6 +47,10 @@ class Kind:
     """Names of Needs that are true wherever this kind stands."""
     min_group: int | str = 1
     """Smallest legal group, or the parameter that says it."""
+    differences: bool = False
+    """Whether an objective of groups reads differences of log-ratios only, so that what another divergence makes of
+    them may stand in their place.
+    """
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(parameter, value) pairs that would be silently wrong, with the reason."""
 

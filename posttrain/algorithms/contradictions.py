@@ -5,34 +5,6 @@ from __future__ import annotations
 from posttrain.algorithms.catalogue import CATALOGUE
 from posttrain.algorithms.row import Algorithm
 
-OF_DIFFERENCES = frozenset(
-    {
-        "agro",
-        "best_worst_sigmoid",
-        "best_worst_squared",
-        "copg",
-        "discopop",
-        "exo",
-        "exo_best",
-        "exo_pair",
-        "hinge",
-        "k_way",
-        "lambda_rank",
-        "list_mle",
-        "margin_sigmoid",
-        "modpo",
-        "pairwise_hinge",
-        "pairwise_logistic",
-        "positive_sigmoid",
-        "rebel",
-        "robust",
-        "soft_pairs",
-        "spin",
-        "xpo",
-    }
-)
-"""Objectives of groups that read differences of log-ratios only, so that another divergence may stand in for them."""
-
 
 def contradictions(algorithm: Algorithm) -> list[str]:
     """What is wrong with a row's cells taken together, each with a way out."""
@@ -123,7 +95,7 @@ def _of_sets(algorithm: Algorithm) -> list[str]:
     """Columns that only a loss of whole groups reads, or only a reward model does."""
     level = algorithm.objective.entry.level
     plain = {"divergence": "reverse_kl", "weighting": "none", "cloning": "none"} if level != "set" else {}
-    if level == "set" and algorithm.objective.kind not in OF_DIFFERENCES:
+    if level == "set" and not algorithm.objective.entry.differences:
         # Elsewhere the divergence's constant does not cancel, and the log-ratio itself is what the loss means.
         plain["divergence"] = "reverse_kl"
     if algorithm.objective.kind in ("aot", "aot_unpaired"):

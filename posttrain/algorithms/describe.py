@@ -18,17 +18,26 @@ from posttrain.errors import PosttrainError
 
 LISTED = ("lists", "unpaired")
 """Formulas of ranked lists, and of single answers with a thumb."""
+
+
+def _given(row: Algorithm) -> bool:
+    """Whether a policy learns from given answers alone, whoever said them."""
+    needs = row.needs
+    return needs.given and not (needs.scorer or needs.refresh or needs.opponent)
+
+
+def _listed(row: Algorithm) -> bool:
+    return (row.objective.entry.function or "").startswith(LISTED)
+
+
 FAMILIES: tuple[tuple[str, Callable[[Algorithm], bool]], ...] = (
-    ("Reward models", lambda r: r.needs.scorer),
-    ("Supervised", lambda r: r.needs.given and r.credit.kind == "ones"),
+    ("Supervised", lambda r: _given(r) and r.credit.kind == "ones"),
+    ("Lists, and single answers with a thumb", lambda r: _given(r) and _listed(r)),
+    ("Pairs against a reference", lambda r: _given(r) and r.needs.pairs and r.needs.reference),
+    ("Pairs without a reference", lambda r: _given(r) and r.needs.pairs),
+    ("Responses that come with scores", _given),
     ("Played against an earlier policy", lambda r: r.needs.refresh or r.needs.opponent),
-    (
-        "Lists, and single answers with a thumb",
-        lambda r: r.needs.given and (r.objective.entry.function or "").startswith(LISTED),
-    ),
-    ("Pairs without a reference", lambda r: r.needs.given and r.needs.pairs and r.anchor.kind == "none"),
-    ("Pairs against a reference", lambda r: r.needs.given and r.needs.pairs),
-    ("Responses that come with scores", lambda r: r.needs.given),
+    ("Reward models", lambda r: r.needs.scorer),
     ("With a critic", lambda r: r.needs.critic),
     ("A group learnt as a set", lambda r: r.objective.entry.level == "set"),
     ("What was right, learnt like a text", lambda r: r.keep.kind != "all"),

@@ -78,7 +78,7 @@ def measure(checked: Checked, checkpoint: Checkpoint, data: Read, folders: Seque
         consistency=_consistency(checked, checkpoint, model),
         invariance=_invariance(model, probed),
         golden=[
-            {"tokens": list(ids), "scores": scores}
+            {"tokens": list(ids), "scores": scores, "dtype": str(checkpoint.dtype).removeprefix("torch.")}
             for ids, scores in zip(golden, model.outputs(golden).double().tolist(), strict=True)
         ],
     )

@@ -57,6 +57,7 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
             own = [mistake for mistake in error.mistakes if mistake not in wrong.get(stage.evaluates, [])]
             mistakes += [f"stages.{name}.{mistake}" for mistake in own]
             continue
+        mistakes += [f"stages.{name}.{mistake}" for mistake in _no_policies(stage, found)]
         if stage.evaluates:
             mistakes += [f"stages.{name}.{mistake}" for mistake in _of_evaluation(stage, found[name])]
             continue
@@ -68,6 +69,19 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
     if mistakes:
         raise RecipeError(mistakes, pipeline.source)
     return found
+
+
+def _no_policies(stage: Stage, checked: Mapping[str, Checked]) -> list[str]:
+    """A reward model says no tokens, so it is no policy; a critic and another reward model may start from it."""
+    if checked[stage.name].algorithm.needs.scorer:
+        return []
+    return [
+        f"{key}: 'stage:{source}' makes a reward model, which is no policy; name a stage that trains a policy, or "
+        "critic.path or a grader's settings for this one"
+        for key, source in stage.references
+        if key in ("model", "model.path") or key.startswith("reference.")
+        if source in checked and checked[source].algorithm.needs.scorer
+    ]
 
 
 def _of_evaluation(stage: Stage, checked: Checked) -> list[str]:

@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 from posttrain.algorithms.catalogue import CATALOGUE
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.describe import FAMILIES, find, markdown, page
-from posttrain.algorithms.replacing import replacing
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.algorithms.variants import VARIANTS, Variant
@@ -32,6 +31,7 @@ from posttrain.recipe.load import merge, read_yaml
 from tests.offline_runs import pairs, scored, steps, write
 from tests.runs import ROOT, prepare, recipe
 
+REFUSED = "not beside this row's other cells: "
 ALL = [variant for variants in VARIANTS.values() for variant in variants]
 SAME = {
     "DAPO with equal clips and sequence mean": "grpo",
@@ -106,35 +106,33 @@ def test_the_page_has_every_row_column_kind_and_parameter() -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_line_of_a_rows_page_is_a_recipe_with_what_it_names(name: str) -> None:
+def test_every_line_of_a_rows_page_is_a_recipe_with_what_it_names_and_what_is_called_impossible_is(name: str) -> None:
     row, lines = find(name), 0
     for section in page(row)[1:]:
         column, _, own = section.heading.partition(": ")
         assert own == row.cells[column].kind
+        offered = {own}
         for line in section.lines:
+            if line.startswith(REFUSED):
+                for kind in line.removeprefix(REFUSED).split(", "):
+                    offered.add(kind)
+                    with pytest.raises(RecipeError):
+                        choose(name, {column: kind})
             if "  algorithm: " not in line:
                 continue
             lines += 1
             left, _, text = line.partition("  algorithm: ")
             changed = chosen(text)
             if left.startswith("or "):
+                offered.add(changed.cells[column].kind)
                 assert changed.cells[column].kind == re.split(r"[(\s]", left[3:])[0]
             else:
                 assert cells(changed) == cells(row)
+        assert offered == set(CATALOGUE[column])
     parameters = sum(len(cell.entry.parameters) for cell in row.cells.values())
     assert lines > parameters
     shown = {line for section in page(row) for line in section.lines}
     assert {sentence(cell.entry) for cell in row.cells.values()} <= shown
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_kind_is_called_impossible_only_where_it_cannot_stand_alone(name: str) -> None:
-    row = find(name)
-    for column, kinds in CATALOGUE.items():
-        for kind in kinds:
-            if replacing(row, column, kind) is None:
-                with pytest.raises(RecipeError):
-                    choose(name, {column: kind})
 
 
 @pytest.mark.parametrize("variant", ALL, ids=lambda v: v.title)

@@ -112,8 +112,12 @@ def test_what_only_its_own_run_knows_is_not_measured_under_another_recipe(folder
     first = {"model": str(folder / "model"), "data": data, "optimizer": {"prompts_per_step": 2}, "run": {"steps": 1}}
     for algorithm in ("dpo", "reward_bradley_terry"):
         stages = {"first": {**first, "algorithm": algorithm}, "final": {"evaluate": "stage:first"}}
-        sampled = {"evaluate": "stage:first", "extends": "recipe.yaml"}
-        check_pipeline(read_pipeline(write(folder, **stages, sampled=sampled)))
+        sampled = write(folder, **stages, sampled={"evaluate": "stage:first", "extends": "recipe.yaml"})
+        if algorithm == "dpo":
+            check_pipeline(read_pipeline(sampled))
+        else:
+            with pytest.raises(RecipeError, match=r"stages\.sampled\.model\.path: 'stage:first' makes a reward model"):
+                check_pipeline(read_pipeline(sampled))
         with pytest.raises(RecipeError, match=rf"stages\.final\.evaluate: 'stage:first' .* {algorithm} is measured"):
             check_pipeline(read_pipeline(write(folder, **stages), ["stages.final.data.max_prompt_tokens=9"]))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from posttrain.data.chat import Chat
+from posttrain.data.responses import BETTER
 from posttrain.rewards.pairwise import WinRates
 from posttrain_reward_models.gap import Gap
 from tests.data import assistant, tiny_tokenizer, user
 from tests.reward_models.scorers import measured_folder, plainly
 
 FP32 = {"dtype": "float32", "device": "cpu"}
-IMPROVE = "Write a better response."
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def by_hand(folder: str, messages: list[dict[str, str]], response: str, other: str) -> float:
     """r(response | other), the mean over heads, of the ids that training on such rows makes."""
-    context = [*messages, assistant(other), user(IMPROVE)]
+    context = [*messages, assistant(other), user(BETTER)]
     ids, _ = Chat(tiny_tokenizer()).conversation([*context, assistant(response)], given=len(context))
     return sum(plainly(Path(folder), ids)) / 2
 

@@ -13,6 +13,8 @@ from tests.reward_models.scorers import asked, letters, said
 
 CONVERSATIONS = [
     ([user("hi")], "ok"),
+    # "\n" and "\n" would be one token across the border.
+    ([user("hi")], "\nok"),
     ([user("a b"), assistant("c"), user("d\n\ne")], "x\n\ny z"),
     ([{"role": "system", "content": "be good"}, user("hi")], "<think>n</think>yes"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from posttrain.algorithms.variants.variant import Variant
 
 SCORERS: dict[str, tuple[Variant, ...]] = {
-    "Reward models": (
+    "How reward models are trained": (
         Variant(
             "Ensemble of heads",
             "Heads on one backbone, from different weights; what grades with it takes their mean, their least or their "
