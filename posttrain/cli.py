@@ -26,6 +26,7 @@ from posttrain.errors import PosttrainError
 from posttrain.metrics import RunFolder
 from posttrain.metrics.inspection import View, render
 from posttrain.recipe import dump, load, parse
+from posttrain.recipe.load import apply_overrides
 from posttrain.recipe.pipeline import Pipeline, is_pipeline, read_pipeline
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -97,7 +98,7 @@ def evaluate(
     """Measure held-out accuracy with its intervals: avg@k at the recipe's temperature, and greedy."""
     folder = RunFolder(target) if target.is_dir() else None
     tree = folder.recipe() if folder else None
-    recipe = load(target, overrides or []) if tree is None else parse(tree, str(target))
+    recipe = load(target, overrides or []) if tree is None else parse(apply_overrides(tree, overrides or []), str(target))
     checked = check(recipe, str(target))
     from posttrain.build.run import evaluate as run
 

@@ -66,8 +66,8 @@ def test_an_algorithm_is_named_in_the_table_and_nowhere_else() -> None:
         if file in allowed:
             continue
         tree = ast.parse(file.read_text())
-        # A string that is a name would be a comparison with a row's. One with the kind of a cell is none, nor is a set of
-        # kinds that such a comparison reads, nor what puts a kind into its column.
+        # A string that is a name would be a comparison with a row's. One with the kind of a cell is none, nor is a set
+        # of kinds that such a comparison reads, nor what puts a kind into its column.
         nodes = list(ast.walk(tree))
         of_kinds = [n for n in nodes if isinstance(n, ast.Compare) and getattr(n.left, "attr", "") == "kind"]
         read = {n.id for comparison in of_kinds for n in ast.walk(comparison) if isinstance(n, ast.Name)}

@@ -107,7 +107,7 @@ def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
     checkpoint = wire.open_checkpoint(recipe, policy)
     data = read(checked, checkpoint)
     found: dict[str, Any] = {}
-    if data.held_prompts:
+    if data.held_prompts and recipe.rewards:
         found |= _responses(recipe, checkpoint, data, step)
     if data.held:
         learner = wire.make_learner(checked, wire.open_checkpoint(recipe))

@@ -97,7 +97,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def extended(tree: dict[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The merged files that a tree written in the file `path` extends, found relative to it; `path` is resolved."""
-    parents = tree.get("extends", [])
+    parents = tree.get("extends") or []
     merged: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
         merged = merge(merged, _read(path.parent / parent, (*seen, path)))

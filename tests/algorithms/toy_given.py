@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-import torch
-
-from posttrain.algorithms.row import Algorithm
-from posttrain.algorithms.set_loss import per_response
-from posttrain.algorithms.state import RowState, Terms
-from posttrain.data.packing import pack
-from posttrain.data.stream import GroupStream
-from posttrain.hybrid import Hybrid
-from posttrain.loops.learning import Beside, Learning, Updates, learn, refresh
-from posttrain.loops.sampled_kl import SampledKl
-from posttrain.recipe import Reference
-from posttrain.rollout.collect import Draw
-from posttrain.types import Group, Prompt, Rollout, Sample, Sampling, Verdict
-from tests.toy import LENGTH, PROMPTS, VOCABULARY, ToyLearner, ToySampler, hits
+from posttrain.types import Group, Prompt, Rollout, Verdict
+from tests.toy import LENGTH, PROMPTS, VOCABULARY, hits
 
 EVENLY = 1 / VOCABULARY
 
