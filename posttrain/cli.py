@@ -98,7 +98,8 @@ def evaluate(
     """Measure held-out accuracy with its intervals: avg@k at the recipe's temperature, and greedy."""
     folder = RunFolder(target) if target.is_dir() else None
     tree = folder.recipe() if folder else None
-    recipe = load(target, overrides or []) if tree is None else parse(apply_overrides(tree, overrides or []), str(target))
+    over = overrides or []
+    recipe = load(target, over) if tree is None else parse(apply_overrides(tree, over), str(target))
     checked = check(recipe, str(target))
     from posttrain.build.run import evaluate as run
 
