@@ -170,6 +170,7 @@ def wired_offline(
             reference=recipe.reference,
             groups_per_step=recipe.optimizer.prompts_per_step,
             sampled_kl=sampled_kl,
+            engine=engine,
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from posttrain.data.stream import GroupStream
+from posttrain.hybrid import Hybrid
 from posttrain.loops.learning import Learning, learn, refresh
 from posttrain.loops.progress import Progress
 from posttrain.loops.sampled_kl import SampledKl
@@ -23,11 +25,13 @@ class Offline:
     reference: Reference
     groups_per_step: int
     sampled_kl: SampledKl | None = None
+    engine: Hybrid | None = None
+    """Where anything is sampled: its sampler sleeps while the policy learns."""
 
 
 def offline(parts: Offline) -> None:
     """Run, or continue, to the recipe's last step."""
-    learner, run = parts.progress.learner, parts.progress.run
+    run = parts.progress.run
     step = parts.progress.begin()
     while step < run.steps:
         started = time.perf_counter()
@@ -42,6 +46,8 @@ def offline(parts: Offline) -> None:
                 )
         if parts.sampled_kl is not None:
             report += parts.sampled_kl.draw(groups, step)
-        learnt = learn(learner, parts.learning, groups, None, step)
-        refresh(learner, parts.reference, step)
+        training = nullcontext(parts.progress.learner) if parts.engine is None else parts.engine.training()
+        with training as learner:
+            learnt = learn(learner, parts.learning, groups, None, step)
+            refresh(learner, parts.reference, step)
         parts.progress.finish(step, report + learnt.report, groups, learnt, started)

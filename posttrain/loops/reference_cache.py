@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,9 +31,10 @@ class ReferenceCache:
             for rollout in group.rollouts:
                 digest.update(f"{group.prompt.id}{rollout.tokens}{rollout.mask}\n".encode())
         self.file = folder / f"reference-{digest.hexdigest()[:16]}.safetensors"
-        if not self.file.is_file():
+        flat = self._whole()
+        if flat is None:
             self._write(groups, compute)
-        flat = load_file(self.file)
+            flat = load_file(self.file)
         self._found = {
             group.prompt.id: [flat[f"{i}.{k}"] for k in range(len(group.rollouts))] for i, group in enumerate(groups)
         }
@@ -40,6 +42,13 @@ class ReferenceCache:
     def of(self, group: Group) -> list[Tensor]:
         """One `[T, R]` per response."""
         return self._found[group.prompt.id]
+
+    def _whole(self) -> dict[str, Tensor] | None:
+        """What the file holds; None where there is none, or a damaged one."""
+        try:
+            return load_file(self.file)
+        except (FileNotFoundError, SafetensorError):
+            return None
 
     def _write(self, groups: Sequence[Group], compute: Compute) -> None:
         found: dict[str, Tensor] = {}

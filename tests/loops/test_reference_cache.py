@@ -90,6 +90,11 @@ def test_one_that_was_cut_off_while_it_was_made_is_made_again(tmp_path: Path) ->
     assert again.asked == whole.asked == 4 * CHUNK
     assert torch.equal(found.of(some[1])[1], made.of(some[1])[1])
     assert [f.name for f in tmp_path.iterdir()] == [made.file.name]
+    # As a full disk leaves it.
+    made.file.write_bytes(made.file.read_bytes()[:-10])
+    mended = ReferenceCache(tmp_path, some, "a model", again)
+    assert again.asked == 8 * CHUNK
+    assert torch.equal(mended.of(some[1])[1], made.of(some[1])[1])
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
 
 KEYS = [
     "step", "group", "index", "prompt_id", "source", "prompt", "completion", "tokens", "mask", "engine_logprobs",
-    "versions", "finish_reason", "seed", "sampling", "score", "status", "steps", "greedy_score", "parts",
-    "reason", "advantages", "learner_logprobs", "reference_logprobs", "previous_logprobs", "values", "returns",
+    "versions", "finish_reason", "author", "seed", "sampling", "score", "status", "steps", "greedy_score",
+    "parts", "reason", "advantages", "learner_logprobs", "reference_logprobs", "previous_logprobs", "values", "returns",
     "updates",
 ]  # fmt: skip
 
