@@ -86,6 +86,11 @@ def _of_source(algorithm: Algorithm) -> list[str]:
         )
     if algorithm.objective.kind == "xpo" and algorithm.opponent.kind == "none":
         found.append("algorithm.opponent: none, but objective: xpo needs responses of the reference; use reference")
+    if algorithm.selection.kind in ("mixed", "dynamic", "steady_spread") and source in ("given", "conditioned"):
+        found.append(
+            f"algorithm.selection: {algorithm.selection.kind} chooses among samples, but source: {source} draws "
+            "none; use selection: all or implicit_margin"
+        )
     if needs.scorer and source != "given":
         found.append(f"algorithm.source: {source}, but a reward model learns from given responses; use source: given")
     return found
@@ -93,31 +98,60 @@ def _of_source(algorithm: Algorithm) -> list[str]:
 
 def _of_sets(algorithm: Algorithm) -> list[str]:
     """Columns that only a loss of whole groups reads, or only a reward model does."""
-    level = algorithm.objective.entry.level
+    objective, level = algorithm.objective, algorithm.objective.entry.level
     plain = {"divergence": "reverse_kl", "weighting": "none", "cloning": "none"} if level != "set" else {}
-    if level == "set" and not algorithm.objective.entry.differences:
+    if level == "set" and not objective.entry.differences:
         # Elsewhere the divergence's constant does not cancel, and the log-ratio itself is what the loss means.
         plain["divergence"] = "reverse_kl"
-    if algorithm.objective.kind in ("aot", "aot_unpaired"):
+    if objective.kind in ("aot", "aot_unpaired"):
         # Their losses are in the order of the sorted ratios, not of the groups.
         plain["weighting"] = "none"
+    if level == "set" and (objective.kind == "sppo" or "right_score" in objective.settings):
+        # Scores are held against a number of the objective's own.
+        plain["scaling"] = "none"
     if level != "scorer":
         plain["contrast"] = "none"
     if algorithm.needs.scorer:
-        plain |= {"kl": "none", "entropy": "none", "trust": "none", "correction": "none"}
-        plain |= {"scaling": "none", "shaping": "none", "whitening": "none", "keep": "all"}
-    found = []
-    if algorithm.objective.kind == "aot" and algorithm.ratio.kind != "sequence_sum":
-        found.append(
-            f"algorithm.ratio: {algorithm.ratio.kind}, but objective: aot takes sums of log-probabilities apart; use "
-            "ratio: sequence_sum"
-        )
-    return found + [
-        f"algorithm.{column}: {getattr(algorithm, column).kind}, but objective: {algorithm.objective.kind} reads none; "
+        plain |= {"kl": "none", "entropy": "none", "trust": "none", "correction": "none", "anchor": "none"}
+        plain |= {"scaling": "none", "shaping": "none", "whitening": "none", "keep": "all", "selection": "all"}
+        plain |= {"credit": "score", "ratio": "token", "truncated": "train"}
+    return _of_log_ratios(algorithm) + [
+        f"algorithm.{column}: {getattr(algorithm, column).kind}, but objective: {objective.kind} reads none; "
         f"use {column}: {kind}"
         for column, kind in plain.items()
         if getattr(algorithm, column).kind != kind
     ]
+
+
+def _of_log_ratios(algorithm: Algorithm) -> list[str]:
+    """Log-ratios that would not mean what the objective takes them for."""
+    objective, level, ratio = algorithm.objective, algorithm.objective.entry.level, algorithm.ratio.kind
+    wants: dict[str, str] = {}
+    if ratio == "desensitised" and level != "set":
+        wants["ratio"] = "token"
+    if objective.kind in ("regressed", "step_regression"):
+        wants["ratio"] = "token"
+    if objective.kind in ("aot", "kto"):
+        wants["ratio"] = "sequence_sum"
+    if objective.kind in ("orpo", "simpo", "alphapo"):
+        wants |= {"ratio": "sequence", "anchor": "none"}
+    found = [
+        f"algorithm.{column}: {getattr(algorithm, column).kind}, but objective: {objective.kind} takes log-ratios of "
+        f"another kind; use {column}: {kind}"
+        for column, kind in wants.items()
+        if getattr(algorithm, column).kind != kind
+    ]
+    if algorithm.anchor.kind == "none" and level != "set" and not algorithm.needs.scorer:
+        found.append(
+            f"algorithm.anchor: none, but objective: {objective.kind} reads a ratio to a policy; use anchor: previous"
+        )
+    joint = objective.kind == "dro"
+    if joint != (algorithm.critic.kind == "joint"):
+        way = (
+            "trains the values itself; use critic: joint" if joint else "trains no values; use critic: squared or none"
+        )
+        found.append(f"algorithm.critic: {algorithm.critic.kind}, but objective: {objective.kind} {way}")
+    return found
 
 
 def _of_credit(algorithm: Algorithm) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from posttrain.algorithms.catalogue import CATALOGUE, cell
@@ -100,11 +101,11 @@ class Algorithm:
     critic: Cell
     trust: Cell
 
-    @property
+    @cached_property
     def cells(self) -> dict[str, Cell]:
         return {column: getattr(self, column) for column in CATALOGUE}
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         asked = frozenset[str]().union(*(c.entry.asks for c in self.cells.values()))
         trust = self.trust.kind != "none"

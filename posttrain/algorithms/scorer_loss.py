@@ -58,17 +58,18 @@ def scorer_loss(algorithm: Algorithm, scored: Scored, batch: Batch) -> tuple[Ten
         said = scored.values.detach()[batch.mask].mean(-1)
         right = ((said > 0) == (batch.returns[batch.mask] >= 0.5)).double()
         return loss, Report.mean("learn/step_accuracy", float(right.sum()), len(right))
-    outputs = last_outputs(scored.values, batch)
-    loss = formula(algorithm.reduction)(
-        formula(algorithm.objective)(outputs, batch.scores, batch.groups), batch.total_groups
-    )
+    # In the order of the update's samples: of equals the first counts, whatever the packing made of their order.
+    order = batch.index.argsort()
+    outputs, scores, groups = last_outputs(scored.values, batch)[order], batch.scores[order], batch.groups[order]
+    loss = formula(algorithm.reduction)(formula(algorithm.objective)(outputs, scores, groups), batch.total_groups)
     if algorithm.contrast.kind != "none":
         assert scored.states is not None
-        losses = formula(algorithm.contrast)(scored.states, batch.segment, batch.mask, batch.scores, batch.groups)
+        segment = order.argsort()[batch.segment]
+        losses = formula(algorithm.contrast)(scored.states, segment, batch.mask, scores, groups)
         loss = loss + algorithm.contrast["contrast_coefficient"] * formula(algorithm.reduction)(
             losses, batch.total_groups
         )
-    return loss, _about(algorithm, outputs.detach(), batch)
+    return loss, _about(algorithm, outputs.detach(), scores, groups)
 
 
 def last_outputs(outputs: Tensor, batch: Batch) -> Tensor:
@@ -88,15 +89,14 @@ def read_scores(algorithm: Algorithm, outputs: Tensor) -> Tensor:
     return outputs
 
 
-def _about(algorithm: Algorithm, outputs: Tensor, batch: Batch) -> Report:
+def _about(algorithm: Algorithm, outputs: Tensor, worth: Tensor, groups: Tensor) -> Report:
     """How often the better response scores higher, by how much, and where scores lie."""
     scores = read_scores(algorithm, outputs).mean(-1).double()
     report = Report.mean("learn/score", float(scores.sum()), len(scores))
-    for name in batch.groups.unique():
-        member = batch.groups == name
-        said, worth = scores[member], batch.scores[member]
-        if len(worth) > 1 and bool(worth.max() > worth.min()):
-            margin = float(said[worth.argmax()] - said[worth.argmin()])
+    for name in groups.unique():
+        said, due = scores[groups == name], worth[groups == name]
+        if len(due) > 1 and bool(due.max() > due.min()):
+            margin = float(said[due.argmax()] - said[due.argmin()])
             report += Report.mean("learn/preferred", 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0, 1)
             report += Report.mean("learn/margin", margin, 1)
     return report

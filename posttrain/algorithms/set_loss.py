@@ -38,7 +38,9 @@ def set_loss(
 ) -> tuple[Tensor, Report]:
     """`[]`: the objective of every group through the row's divergence, weighting and reduction, and its cloning."""
     levelled, count = per_response(algorithm, log_ratio, batch)
-    learnt = count > 0
+    # In the order of the update's samples: of equals the first counts, whatever the packing made of their order.
+    order = batch.index.argsort()
+    learnt = order[count[order] > 0]
     ratios = formula(algorithm.divergence)(levelled[learnt])
     scores, groups = batch.scores[learnt], batch.groups[learnt]
     logprobs, _ = per_segment(scored.logprobs, batch.mask, batch.segment)

@@ -28,7 +28,7 @@ def wanted(
         margins=needs.margins,
         ties=needs.ties or not needs.pairs,
         steps=needs.steps,
-        pairs=compares and not needs.sampler,
+        pairs=compares and (needs.pairs or not needs.sampler),
         scores=alone and columns is not None and not {"pairs", "lists"} & brings(columns),
         conditioning=data.conditioning if needs.conditioning else None,
         max_faulty_share=data.max_faulty_share,

@@ -70,25 +70,25 @@ def truncated_weight(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, weig
     return -log_ratio.detach().exp().clamp(max=weight_cap) * advantages * tokens.logprobs
 
 
-def _inside(log_ratio: Tensor, advantages: Tensor, distance: Tensor, divergence: float) -> Tensor:
+def _inside(log_ratio: Tensor, advantages: Tensor, distance: Tensor, max_divergence: float) -> Tensor:
     """`[N]`: -ratio A, whose gradient is 0 where `distance` is too large and the update would make it larger."""
     outward = advantages * log_ratio.detach() > 0
     loss = -log_ratio.exp() * advantages
-    return torch.where(outward & (distance > divergence), loss.detach(), loss)
+    return torch.where(outward & (distance > max_divergence), loss.detach(), loss)
 
 
-def binary_tv(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, divergence: float = 0.2) -> Tensor:
-    """`[N]`: -ratio A within |p - p_old| <= `divergence` of the token's probability (DPPO-Binary-TV, 2602.04879).
+def binary_tv(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, max_divergence: float = 0.2) -> Tensor:
+    """`[N]`: -ratio A within |p - p_old| <= `max_divergence` of the token's probability (DPPO-Binary-TV, 2602.04879).
 
     Beyond it only an update that brings the token back keeps its gradient. Needs the token's own log-ratio: the old
     probability is exp(log p - log-ratio).
     """
     new = tokens.logprobs.detach()
     old = new - log_ratio.detach()
-    return _inside(log_ratio, advantages, (new.exp() - old.exp()).abs(), divergence)
+    return _inside(log_ratio, advantages, (new.exp() - old.exp()).abs(), max_divergence)
 
 
-def binary_kl(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, divergence: float = 0.05) -> Tensor:
+def binary_kl(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, max_divergence: float = 0.05) -> Tensor:
     """`[N]`: as `binary_tv` with KL(Bernoulli(p_old) || Bernoulli(p)) (DPPO-Binary-KL, 2602.04879)."""
     new = tokens.logprobs.detach()
     # Rounding must not lift a probability above 1, nor make the other outcome's exactly 0.
@@ -96,7 +96,7 @@ def binary_kl(log_ratio: Tensor, advantages: Tensor, tokens: Tokens, divergence:
     smallest = torch.finfo(new.dtype).tiny
     other_new, other_old = -torch.expm1(new), -torch.expm1(old)
     other = other_old * (other_old.clamp(min=smallest).log() - other_new.clamp(min=smallest).log())
-    return _inside(log_ratio, advantages, old.exp() * (old - new) + other, divergence)
+    return _inside(log_ratio, advantages, old.exp() * (old - new) + other, max_divergence)
 
 
 def drift(log_ratio: Tensor, advantages: Tensor, drift_alpha: float = 2.0, drift_beta: float = 0.6) -> Tensor:

@@ -136,10 +136,9 @@ def told(seed: int) -> list[Group]:
     return out
 
 
-def flipped(groups: Sequence[Group], seed: int) -> list[Group]:
-    """The same pairs, of each of which a coin says which answer is the better one."""
-    draw = random.Random(seed)
-    return [replace(g, verdicts=g.verdicts[::-1]) if draw.random() < 0.5 else g for g in groups]
+def flipped(groups: Sequence[Group]) -> list[Group]:
+    """The same pairs, in every other of which the worse answer counts as the better one."""
+    return [replace(g, verdicts=g.verdicts[::-1]) if i % 2 else g for i, g in enumerate(groups)]
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class Given:
 def new_learner(algorithm: Algorithm, given: Given, seed: int, groups: Sequence[Group]) -> ToyLearner:
     learner = ToyLearner(seed, given.rate, ways=given.ways)
     if given.start is not None:
-        imitate(learner, drawn(seed, 8, 8, given.start), steps=20)
+        imitate(learner, drawn(seed, 1, 16, given.start), steps=20)
         learner.refresh_reference(0.0)
     if algorithm.critic.kind == "frozen_probability":
         read_steps(learner, groups)
@@ -209,7 +208,7 @@ def learn_given(algorithm: Algorithm, given: Given, seed: int, groups: Sequence[
             term.draw(taken, step)
         run.reports.append(learn(learner, learning, taken, None, step).report.values())
         run.rewards.append(learner.reward())
-        if run.reached >= given.goal > 0 and len(run.reports) >= given.steps / 2:
+        if run.reached >= given.goal:
             break
     return run
 

@@ -79,6 +79,9 @@ def right(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)
 
 
+SAMPLED = {"rollout": {"engine": "transformers", "group_size": 2, "max_tokens": 5}}
+
+
 def measured(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name.startswith("eval/") and "seconds" not in name}
 
@@ -88,6 +91,7 @@ CASES: dict[str, tuple[Any, Rows, Rows, dict[str, Any]]] = {
     "pairs, an adapter": ("dpo", pairs(12), pairs(7, 40), {"model": {"lora": {"rank": 4}}}),
     "pairs without a reference": ("simpo", pairs(12), pairs(5, 40), {}),
     "lists": ("lipo", lists(10), lists(4, size=3, start=40), {"hardware": {"learner": {"layout": "packed"}}}),
+    "pairs beside samples": ("hypo", pairs(12), pairs(5, 40), SAMPLED),
     "texts": ("sft", texts(12), texts(5, 40), {}),
     "thumbs": ("kto", thumbs(12), pairs(5, 40), {"reference": {"refresh": "copy", "every": 3}}),
 }
@@ -103,7 +107,7 @@ def test_every_figure_is_recomputed_from_the_weights(tmp_path: Path, case: str) 
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
     start, end = weights(tmp_path / "model"), weights(folder.checkpoint_path(4) / "policy")
-    compares = algorithm in ("dpo", "lipo", "kto")
+    compares = algorithm in ("dpo", "lipo", "kto", "hypo")
     lines = folder.read_metrics()
     assert measured(lines[0]) == pytest.approx(expected(held, start, [(1.0, start)] if compares else []), abs=NEAR)
     if "reference" in changes:
@@ -131,6 +135,25 @@ def test_several_references_are_held_out_by_their_shares(tmp_path: Path) -> None
     ]
     found = measured(metrics(tmp_path / "run")[-1])
     assert found == pytest.approx(expected(pairs(6, 40), models[2], [(0.25, models[0]), (0.75, models[1])]), abs=NEAR)
+
+
+def test_answers_and_what_the_policy_says_itself_are_measured_side_by_side(tmp_path: Path) -> None:
+    held = [{**row, "letter": row["completion"][0]} for row in texts(4, 40)]
+    rewards = {"rewards": [{"verifier": "tests.graders:letters"}], "evaluation": {"samples": 2}}
+    train(prepare(tmp_path, "sft", texts(8), held, run={"steps": 2}, **rewards, **SAMPLED))
+    folder = RunFolder(tmp_path / "run")
+    said = folder.read_rollouts("eval", 2)
+    drawn = [row["score"] for row in said if row["sampling"]["temperature"]]
+    last = measured(metrics(tmp_path / "run")[-1])
+    assert (len(drawn), len(said)) == (8, 12)
+    assert last["eval/accuracy"] == pytest.approx(sum(drawn) / 8)
+    policy = AutoModelForCausalLM.from_pretrained(folder.checkpoint_path(2) / "policy", dtype=torch.float32)
+    assert last["eval/nll"] == pytest.approx(expected(held, policy, [])["eval/nll"], abs=NEAR)
+    found = evaluated(tmp_path / "run")
+    assert {name: found[name] for name in ("eval/accuracy", "eval/greedy")} == {
+        name: last[name] for name in ("eval/accuracy", "eval/greedy")
+    }
+    assert found["eval/nll"] == pytest.approx(last["eval/nll"], abs=NEAR)
 
 
 def test_a_recipe_is_evaluated_as_its_model_comes(tmp_path: Path) -> None:

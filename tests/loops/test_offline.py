@@ -16,23 +16,27 @@ from torch import Tensor
 from posttrain.algorithms.credit import assign_credit
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.table import ALGORITHMS
+from posttrain.build import reading
+from posttrain.build.wire import open_checkpoint, wired_offline
 from posttrain.data.chat import Chat
 from posttrain.errors import TrainingError
 from posttrain.hybrid import Hybrid
 from posttrain.learner.layout import Layout
 from posttrain.learner.single import SingleLearner
 from posttrain.loops.learning import annotate
+from posttrain.loops.offline import offline
 from posttrain.loops.reference_point import mismatched, reference_point
 from posttrain.loops.sampled_kl import SampledKl
 from posttrain.metrics import RunFolder
 from posttrain.models.checkpoint import load_policy
-from posttrain.recipe import Model
+from posttrain.recipe import Model, dump
+from posttrain.rollout import Request
 from posttrain.rollout.collect import Draw
 from posttrain.rollout.local import LocalSampler
 from posttrain.types import Group, Rollout, Sample, Sampling
 from tests.data import assistant, learnt, read, tiny_tokenizer, user
 from tests.learner.steps import TERMS, accumulated, loss, policy_gradient
-from tests.offline_runs import pairs, prepare, texts, thumbs, train
+from tests.offline_runs import checked, pairs, prepare, texts, thumbs, train
 from tests.runs import metrics
 from tests.tiny import VOCABULARY, prompt, randomise, tiny_folder, tiny_learner
 
@@ -256,3 +260,33 @@ class TestSampledKl:
             term.draw(ASKED, step)
             drawn.append([r.tokens for group in term.rollouts for r in group])
         assert drawn[0] == drawn[1] != drawn[2]
+
+
+class Watched(LocalSampler):
+    """An engine that notes what it is asked to do."""
+
+    def __init__(self, own: LocalSampler) -> None:
+        super().__init__(own.model, own.tokenizer, own.stops, own.batch_size)
+        self.asked: list[str] = []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        self.asked.append("generate")
+        return super().generate(requests, sampling)
+
+    def sleep(self) -> None:
+        self.asked.append("sleep")
+
+    def wake(self) -> None:
+        self.asked.append("wake")
+
+
+def test_what_samples_sleeps_while_the_policy_learns(tmp_path: Path) -> None:
+    sampled = {"rollout": {"engine": "transformers", "max_tokens": 5}, "run": {"steps": 2, "save_every": 0}}
+    asked = checked(prepare(tmp_path, "hypo", pairs(8), **sampled))
+    folder, checkpoint = RunFolder(asked.recipe.run.folder), open_checkpoint(asked.recipe)
+    folder.open(dump(asked.recipe))
+    with wired_offline(asked, folder, [], reading.read(asked, checkpoint), checkpoint) as parts:
+        assert parts.engine is not None
+        parts.engine.sampler = watched = Watched(parts.engine.sampler)
+        offline(parts)
+    assert watched.asked == ["wake", "generate", "sleep"] * 2

@@ -82,23 +82,23 @@ def truncated_weight(batch: Batch, i: int, weight_cap: float = 1.0) -> Row:
     return -weight * a * logp, 0.0, -weight * a
 
 
-def within(batch: Batch, i: int, distance: float, divergence: float) -> Row:
+def within(batch: Batch, i: int, distance: float, max_divergence: float) -> Row:
     lr, a, _ = numbers(batch, i)
     ratio = math.exp(lr)
     leaves = (a > 0 and ratio > 1) or (a < 0 and ratio < 1)
-    return -ratio * a, 0.0 if distance > divergence and leaves else -ratio * a, 0.0
+    return -ratio * a, 0.0 if distance > max_divergence and leaves else -ratio * a, 0.0
 
 
-def binary_tv(batch: Batch, i: int, divergence: float = 0.2) -> Row:
+def binary_tv(batch: Batch, i: int, max_divergence: float = 0.2) -> Row:
     lr, _, logp = numbers(batch, i)
     new, old = [math.exp(logp), -math.expm1(logp)], [math.exp(logp - lr), -math.expm1(logp - lr)]
-    return within(batch, i, sum(abs(p - q) for p, q in zip(new, old, strict=True)) / 2, divergence)
+    return within(batch, i, sum(abs(p - q) for p, q in zip(new, old, strict=True)) / 2, max_divergence)
 
 
-def binary_kl(batch: Batch, i: int, divergence: float = 0.05) -> Row:
+def binary_kl(batch: Batch, i: int, max_divergence: float = 0.05) -> Row:
     lr, _, logp = numbers(batch, i)
     new, old = [math.exp(logp), -math.expm1(logp)], [math.exp(logp - lr), -math.expm1(logp - lr)]
-    return within(batch, i, sum(q * math.log(q / p) for p, q in zip(new, old, strict=True)), divergence)
+    return within(batch, i, sum(q * math.log(q / p) for p, q in zip(new, old, strict=True)), max_divergence)
 
 
 def drift(batch: Batch, i: int, drift_alpha: float = 2.0, drift_beta: float = 0.6) -> Row:
@@ -134,9 +134,9 @@ CASES = [
     (surrogates.truncated_weight, truncated_weight, {}),
     (surrogates.truncated_weight, truncated_weight, {"weight_cap": 1.2}),
     (surrogates.binary_tv, binary_tv, {}),
-    (surrogates.binary_tv, binary_tv, {"divergence": 0.03}),
+    (surrogates.binary_tv, binary_tv, {"max_divergence": 0.03}),
     (surrogates.binary_kl, binary_kl, {}),
-    (surrogates.binary_kl, binary_kl, {"divergence": 0.003}),
+    (surrogates.binary_kl, binary_kl, {"max_divergence": 0.003}),
     (surrogates.drift, drift, {}),
     (surrogates.drift, drift, {"drift_alpha": 0.3, "drift_beta": 0.1}),
     (surrogates.mirror_descent, mirror_descent, {}),
@@ -251,8 +251,8 @@ def test_a_weight_without_bounds_is_the_importance_weighted_gradient(batch: Batc
     for function, parameters in (
         (surrogates.clipped_weight, {"clip_high": 1e9}),
         (surrogates.truncated_weight, {"weight_cap": 1e9}),
-        (surrogates.binary_tv, {"divergence": 1.0}),
-        (surrogates.binary_kl, {"divergence": 1e9}),
+        (surrogates.binary_tv, {"max_divergence": 1.0}),
+        (surrogates.binary_kl, {"max_divergence": 1e9}),
         (surrogates.dual_clip, {"clip_low": 1.0, "clip_high": 1e9, "dual_clip": 1e9}),
         (surrogates.drift, {"drift_alpha": 1e9, "drift_beta": 1e9}),
         (surrogates.mirror_descent, {"step_size": 1e12}),
@@ -267,7 +267,7 @@ def test_with_no_room_only_updates_that_do_not_lead_further_keep_their_gradient(
     back = batch.tokens.mask & (batch.advantages * (batch.log_ratio.exp() - 1) <= 0)
     plain = policy_gradient(surrogates.kl_penalised, batch)
     for function in (surrogates.binary_tv, surrogates.binary_kl):
-        assert policy_gradient(function, batch, divergence=0.0).tolist() == (plain * back).tolist()
+        assert policy_gradient(function, batch, max_divergence=0.0).tolist() == (plain * back).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

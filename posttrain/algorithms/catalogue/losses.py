@@ -81,8 +81,8 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "truncated_weight": Kind(
             "surrogates.truncated_weight", {"weight_cap": positive(1.0)}, takes=TOKENS, asks=RATIO
         ),
-        "binary_tv": Kind("surrogates.binary_tv", {"divergence": positive(0.2)}, takes=TOKENS, asks=RATIO),
-        "binary_kl": Kind("surrogates.binary_kl", {"divergence": positive(0.05)}, takes=TOKENS, asks=RATIO),
+        "binary_tv": Kind("surrogates.binary_tv", {"max_divergence": positive(0.2)}, takes=TOKENS, asks=RATIO),
+        "binary_kl": Kind("surrogates.binary_kl", {"max_divergence": positive(0.05)}, takes=TOKENS, asks=RATIO),
         "drift": Kind("surrogates.drift", {"drift_alpha": positive(2.0), "drift_beta": positive(0.6)}, asks=RATIO),
         "mirror_descent": Kind("surrogates.mirror_descent", {"step_size": positive(1.0)}, asks=RATIO),
         "kl_penalised": Kind("surrogates.kl_penalised", asks=RATIO),

@@ -82,7 +82,7 @@ SETS: dict[str, Kind] = {
     "soft_pairs": _set("selfplay.soft_pairs", CONTRAST),
     "spin": _set("selfplay.spin", CONTRAST, takes=SEQUENCES),
     "xpo": _set("selfplay.xpo", CONTRAST | {"xpo_alpha": positive(1e-5)}, "pairs", takes=SEQUENCES),
-    "spac": _set("selfplay.spac", CONTRAST | {"spac_lambda": positive(1.0)}, takes=SEQUENCES),
+    "spac": _set("selfplay.spac", CONTRAST | {"spac_lambda": positive(1.0)}, "pairs", takes=SEQUENCES),
 }
 
 OF_DIFFERENCES = (
@@ -102,10 +102,10 @@ OF_DIFFERENCES = (
     "modpo",
     "pairwise_hinge",
     "pairwise_logistic",
-    "positive_sigmoid",
     "rebel",
     "robust",
     "soft_pairs",
+    "spac",
     "spin",
     "xpo",
 )
