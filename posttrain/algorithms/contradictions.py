@@ -133,7 +133,7 @@ def _of_log_ratios(algorithm: Algorithm) -> list[str]:
         wants["ratio"] = "token"
     if objective.kind in ("aot", "kto"):
         wants["ratio"] = "sequence_sum"
-    if objective.kind in ("orpo", "simpo", "alphapo"):
+    if objective.kind in ("orpo", "alphapo"):
         wants |= {"ratio": "sequence", "anchor": "none"}
     found = [
         f"algorithm.{column}: {getattr(algorithm, column).kind}, but objective: {objective.kind} takes log-ratios of "
@@ -148,7 +148,7 @@ def _of_log_ratios(algorithm: Algorithm) -> list[str]:
     joint = objective.kind == "dro"
     if joint != (algorithm.critic.kind == "joint"):
         way = (
-            "trains the values itself; use critic: joint" if joint else "trains no values; use critic: squared or none"
+            "trains the values itself; use critic: joint" if joint else "trains no values; use squared or none"
         )
         found.append(f"algorithm.critic: {algorithm.critic.kind}, but objective: {objective.kind} {way}")
     return found

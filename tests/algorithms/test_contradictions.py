@@ -60,7 +60,17 @@ CONTRADICTIONS = [
     ("kto", {"divergence": "js"}, "divergence", "objective: kto reads none", "use divergence: reverse_kl"),
     ("simpo", {"divergence": "alpha"}, "divergence", "objective: simpo reads none", "use divergence: reverse_kl"),
     ("aot", {"weighting": "policy_probability"}, "weighting", "objective: aot reads none", "use weighting: none"),
-    ("aot", {"ratio": "sequence"}, "ratio", "takes sums of log-probabilities apart", "use ratio: sequence_sum"),
+    ("aot", {"ratio": "sequence"}, "ratio", "takes log-ratios of another kind", "use ratio: sequence_sum"),
+    ("kto", {"ratio": "sequence"}, "ratio", "takes log-ratios of another kind", "use ratio: sequence_sum"),
+    ("dqo", {"ratio": "sequence"}, "ratio", "takes log-ratios of another kind", "use ratio: token"),
+    ("grpo", {"ratio": "desensitised"}, "ratio", "takes log-ratios of another kind", "use ratio: token"),
+    ("dpo", {"objective": "orpo"}, "anchor", "takes log-ratios of another kind", "use anchor: none"),
+    ("grpo", {"anchor": "none"}, "anchor", "reads a ratio to a policy", "use anchor: previous"),
+    ("ppo", {"critic": "joint"}, "critic", "clip trains no values", "use squared or none"),
+    ("dro_v", {"critic": "squared"}, "critic", "trains the values itself", "use critic: joint"),
+    ("dpo", {"selection": "mixed"}, "selection", "source: given draws none", "use selection: all"),
+    ("kto", {"scaling": "batch"}, "scaling", "objective: kto reads none", "use scaling: none"),
+    ("reward_bradley_terry", {"ratio": "sequence"}, "ratio", "bradley_terry reads none", "use ratio: token"),
     *(
         ("reward_bradley_terry", {column: kind}, column, "bradley_terry reads none", f"use {column}: {plain}")
         for column, kind, plain in (

@@ -113,7 +113,7 @@ PLAYED: dict[str, str] = {
     "xpo": "2 sampler reference opponent pairs",
     "spin": "2 given sampler reference refresh opponent",
     "spin_pool": "2 given sampler reference refresh opponent",
-    "spac": "2 given sampler reference refresh",
+    "spac": "2 given sampler reference refresh pairs",
 }
 SCORERS: dict[str, str] = {
     "reward_bradley_terry": "2 pairs",

@@ -10,6 +10,7 @@ from torch import Tensor
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import RowState, Terms
+from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.stream import PromptStream
 from posttrain.errors import TrainingError
 from posttrain.loops.learning import Learning, Updates, learn
@@ -27,6 +28,12 @@ from tests.toy import (
     spot_check,
     two_graders,
 )
+
+POLICIES = {name: row for name, row in ALGORITHMS.items() if not row.needs.scorer}
+GAMES = [n for n, row in POLICIES.items() if row.needs.refresh or row.needs.opponent or row.source.kind == "joined"]
+"""Rows that play against another policy, or against one they have been."""
+ONLINE = [n for n, row in POLICIES.items() if row.source.kind == "sampled" and n not in GAMES]
+OFFLINE = [n for n, row in POLICIES.items() if row.source.kind in ("given", "conditioned") and n not in GAMES]
 
 GOAL, BEFORE = 0.9, 0.12
 """The reward to be reached, and what no untrained policy has."""
