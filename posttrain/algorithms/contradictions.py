@@ -147,9 +147,7 @@ def _of_log_ratios(algorithm: Algorithm) -> list[str]:
         )
     joint = objective.kind == "dro"
     if joint != (algorithm.critic.kind == "joint"):
-        way = (
-            "trains the values itself; use critic: joint" if joint else "trains no values; use squared or none"
-        )
+        way = "trains the values itself; use critic: joint" if joint else "trains no values; use squared or none"
         found.append(f"algorithm.critic: {algorithm.critic.kind}, but objective: {objective.kind} {way}")
     return found
 
