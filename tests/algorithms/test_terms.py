@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.rewards import read_values
@@ -19,6 +18,7 @@ from tests.algorithms.toy_runs import (
     Run,
     Setting,
     learn_values,
+    optimum,
     train,
 )
 from tests.toy import (
@@ -58,16 +58,6 @@ def test_a_critic_that_learns_alone_comes_to_value_the_policys_states(kind: str)
             said += read_values(algorithm, outputs)[1:-1].tolist()
     error, spread = torch.tensor(said) - torch.tensor(exact), torch.tensor(exact)
     assert error.square().mean() < 0.25 * spread.var()
-
-
-def optimum(reference: Tensor, beta: float) -> float:
-    """Expected reward of the policy that maximises reward - beta KL(policy || reference), from a table `[8, 3, 12]`.
-
-    It is the reference's times exp(reward / beta), and each hit is worth a third.
-    """
-    chance = reference.exp()[torch.arange(len(TARGETS)), :, TARGETS]
-    lifted = chance * math.exp(1 / (LENGTH * beta))
-    return float((lifted / (lifted + 1 - chance)).mean())
 
 
 HELD = {

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import RowState, Terms
 from posttrain.data.stream import GroupStream
@@ -126,13 +125,26 @@ def texts(seed: int) -> list[Group]:
 
 
 def told(seed: int) -> list[Group]:
-    """Single answers to a question that says whether most of their tokens hit: bad ones are asked for in another way."""
+    """Single answers to a question that says whether most of their tokens hit; bad ones are asked for another way."""
     out = []
     for group in thumbs(seed):
         (rollout,), (verdict,) = group.rollouts, group.verdicts
         asked = rollout.tokens[0] + (0 if verdict.score else len(PROMPTS))
         prompt = replace(group.prompt, tokens=(asked,))
         out.append(Group(prompt, (replace(rollout, tokens=(asked, *rollout.tokens[1:])),), (verdict,)))
+    return out
+
+
+def squares(seed: int) -> list[Group]:
+    """Groups of twelve answers that together say every token once at each place, worth what they hit."""
+    draw, out = random.Random(seed), []
+    for prompt in PROMPTS:
+        for n in range(4):
+            said = zip(*(draw.sample(range(VOCABULARY), VOCABULARY) for _ in range(LENGTH)), strict=True)
+            mask = (False, *(True,) * LENGTH)
+            rollouts = tuple(Rollout((*prompt.tokens, *s), mask, "", "given", author="data") for s in said)
+            verdicts = tuple(Verdict(worth(prompt, r)) for r in rollouts)
+            out.append(Group(replace(prompt, id=f"{prompt.id}/{n}"), rollouts, verdicts))
     return out
 
 
@@ -148,37 +160,24 @@ class Given:
     data: Callable[[int], list[Group]]
     why: str = ""
     goal: float = 0.7
-    """The exact expected reward, a mean over the last steps."""
+    """The exact expected reward, a mean over the last steps, at which a run ends early."""
     preferred: float = 0.0
     """The share of held-out pairs whose better answer has the larger log-ratio."""
     rate: float = 0.03
-    steps: int = 24
+    steps: int = 40
     groups: int = 32
     """A step's."""
     overrides: dict[str, Any] = field(default_factory=dict)
     ways: int = 1
     """Ways to ask each question."""
-    start: float | None = None
-    """How often the reference hits; None for the untrained policy."""
 
 
 def new_learner(algorithm: Algorithm, given: Given, seed: int, groups: Sequence[Group]) -> ToyLearner:
     learner = ToyLearner(seed, given.rate, ways=given.ways)
-    if given.start is not None:
-        imitate(learner, drawn(seed, 1, 16, given.start), steps=20)
-        learner.refresh_reference(0.0)
     if algorithm.critic.kind == "frozen_probability":
         read_steps(learner, groups)
         learner.frozen = True
     return learner
-
-
-def imitate(learner: ToyLearner, groups: Sequence[Group], steps: int) -> None:
-    """Learn every answer like a text."""
-    algorithm = choose("sft", {"keep": "all"})
-    learning = Learning(algorithm, ONE, Terms(LENGTH + 1), RowState.of(algorithm))
-    for step in range(1, steps + 1):
-        learn(learner, learning, groups, None, step)
 
 
 def read_steps(learner: ToyLearner, groups: Sequence[Group]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from posttrain.algorithms.choice import choose
@@ -20,6 +22,7 @@ from posttrain.types import Group, Sampling
 from tests.toy import (
     LENGTH,
     PROMPTS,
+    TARGETS,
     TWO,
     ToyDuel,
     ToyGrader,
@@ -183,6 +186,16 @@ def train(algorithm: Algorithm, setting: Setting, seed: int) -> Run:
 def apart(old: Tensor, new: Tensor) -> float:
     """Mean over states of the exact KL between two tables of log-probabilities."""
     return float((old.exp() * (old - new)).sum(-1).mean())
+
+
+def optimum(reference: Tensor, beta: float) -> float:
+    """Expected reward of the policy that maximises reward - beta KL(policy || reference), from a table `[8, 3, 12]`.
+
+    It is the reference's times exp(reward / beta), and each hit is worth a third.
+    """
+    chance = reference.exp()[torch.arange(len(TARGETS)), :, TARGETS]
+    lifted = chance * math.exp(1 / (LENGTH * beta))
+    return float((lifted / (lifted + 1 - chance)).mean())
 
 
 def learn_values(learner: ToyLearner, kind: str, steps: int) -> list[Group]:

@@ -161,16 +161,23 @@ def test_momentum_carries_the_policy_on_by_its_share_of_the_way(tmp_path: Path) 
     assert any(not torch.equal(new[name], found[name]) for name in new)
 
 
-def test_momentum_counts_from_the_copy_before_and_not_from_the_start(tmp_path: Path) -> None:
-    learner = tiny_learner(tiny_folder(tmp_path / "model"), reference=True)
-    copies = [[p.detach().clone() for p in learner.stepper.masters.parameters]]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_momentum_counts_from_the_copy_before_in_full_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    learner = tiny_learner(tiny_folder(tmp_path / "model"), dtype, reference=True)
+    masters = learner.stepper.masters
+    copies = [[p.detach().clone() for p in masters.parameters]]
     for seed in (1, 2, 3):
-        randomise(learner.model, seed, scale=0.01)
-        new = [p.detach().clone() for p in learner.stepper.masters.parameters]
-        version = learner.version
+        noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in masters.parameters:
+                parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.01)
+        masters.publish()
+        new, version = [p.detach().clone() for p in masters.parameters], learner.version
         learner.refresh_reference(0.0, 0.5)
-        for parameter, now, before in zip(learner.stepper.masters.parameters, new, copies[-1], strict=True):
+        for parameter, now, before in zip(masters.parameters, new, copies[-1], strict=True):
             torch.testing.assert_close(parameter.detach(), now + 0.5 * (now - before), rtol=0, atol=1e-6)
+        for parameter, master in zip(masters.model_parameters, masters.parameters, strict=True):
+            assert torch.equal(parameter, master.to(dtype))
         assert learner.version == version + 1
         copies.append(new)
 
