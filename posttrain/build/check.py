@@ -110,6 +110,16 @@ def _sides(recipe: Recipe, algorithm: Algorithm) -> list[str]:
             f"rewards: {algorithm.name} learns from given responses, so graders only measure held-out ones; add "
             "data.eval, or leave rewards out"
         )
+    if needs.scorer and recipe.data.auxiliary:
+        found.append("data.auxiliary: a reward model has no likelihood of texts to learn; leave it out")
+    if recipe.data.contrast and not needs.scorer:
+        found.append("data.contrast: only a reward model is measured on it; leave it out")
+    share = recipe.optimizer.prompts_per_step // recipe.optimizer.minibatches
+    if needs.mismatched and share < 2:
+        found.append(
+            f"optimizer.prompts_per_step: {recipe.optimizer.prompts_per_step} in {recipe.optimizer.minibatches} "
+            "minibatches leave one prompt an update, so no answer is another prompt's; raise it"
+        )
     if needs.scorer and recipe.rewards:
         found.append("rewards: a reward model responds to nothing that could be graded; leave the block out")
     if needs.conditioning != (recipe.data.conditioning is not None):
@@ -165,9 +175,14 @@ def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
             "reference.cache: true, but only given responses under a reference that stays have log-probabilities that "
             "do; use refresh: never and source: given, or leave it out"
         )
-    if reference.refresh != "never" and reference.policies[0].path is None and recipe.model.lora is not None:
+    if reference.refresh != "never" and recipe.model.lora is not None:
         found.append(
-            f"reference.refresh: {reference.refresh}, but the reference is the frozen base of model.lora; use never"
+            f"reference.refresh: {reference.refresh}, but a reference cannot follow an adapter; leave model.lora out"
+        )
+    if critic.warmup_steps and algorithm.critic.kind == "joint":
+        found.append(
+            f"critic.warmup_steps: {critic.warmup_steps}, but objective: {algorithm.objective.kind} trains policy and "
+            "values in one term; leave it out"
         )
     return found
 
@@ -225,6 +240,10 @@ def _machine(recipe: Recipe, algorithm: Algorithm | None) -> list[str]:
         mistakes.append(
             'rollout.engine: vllm is not installed; pip install "posttrain[vllm]" on a GPU machine, run `make install` '
             "on a CPU, or set rollout.engine: transformers"
+        )
+    if samples and recipe.rollout.engine == "vllm" and recipe.hardware.dtype == "float64":
+        mistakes.append(
+            "hardware.dtype: float64 is for proofs, and vLLM cannot run it; use rollout.engine: transformers"
         )
     parallel = recipe.hardware.sampler.tensor_parallel
     if parallel > 1:

@@ -10,16 +10,13 @@ from posttrain.build.companions import Checkpoint
 from posttrain.build.wants import wanted
 from posttrain.data.chat import Chat
 from posttrain.data.rows import columns_of, read_rows
-from posttrain.data.shapes import Wanted, brings
+from posttrain.data.shapes import Wanted, require
 from posttrain.data.sources import SourceReport, distinct, groups, hold_out, prompts
 from posttrain.errors import DataError
 from posttrain.models.checkpoint import stop_tokens
 from posttrain.models.location import Location, context_length
 from posttrain.recipe import Source
 from posttrain.types import Group, Prompt
-
-ANSWERS = frozenset({"pairs", "lists", "completion", "messages", "steps"})
-"""Forms of rows that bring answers."""
 
 
 @dataclass
@@ -90,9 +87,36 @@ def _read_held(checked: Checked, chat: Chat, room: int | None, limit: int | None
         found, about = prompts(source, chat, "data.eval", limit, conditioning=recipe.data.conditioning)
         out.held_prompts, repeated = distinct(found)
         out.reports["data.eval"] = replace(about, kept=len(out.held_prompts), duplicates=repeated)
-    if checked.algorithm.needs.given and _answers(source):
-        out.held, about = groups(source, chat, "data.eval", _wanted(checked, source, room, "data.eval"))
-        out.reports["data.eval" if not recipe.rewards else "data.eval answers"] = about
+    if not checked.algorithm.needs.given:
+        return
+    asked = _wanted(checked, source, room, "data.eval")
+    if recipe.rewards and not _fits(source, asked):
+        return  # These rows are there for what the policy says to them.
+    found_groups, about = groups(source, chat, "data.eval", asked)
+    # Equal rows would make an interval over them too narrow.
+    seen = {(g.prompt.tokens, tuple(r.tokens for r in g.rollouts)): g for g in reversed(found_groups)}
+    out.held = list(reversed(seen.values()))
+    about = replace(about, kept=len(out.held), duplicates=len(found_groups) - len(out.held))
+    out.reports["data.eval answers" if recipe.rewards else "data.eval"] = about
+    if checked.algorithm.needs.scorer and not _differ(out.held):
+        raise DataError("data.eval: no two answers, or steps of one, differ in worth: nothing can be measured on it")
+
+
+def _differ(held: Sequence[Group]) -> bool:
+    """Whether held-out answers differ in worth: those of a prompt, single ones of several, or the steps of one."""
+    worth = [{v.score for v in group.verdicts} for group in held]
+    steps = any(len({label for _, label in v.steps}) > 1 for group in held for v in group.verdicts)
+    single = all(len(group.verdicts) == 1 for group in held)
+    return steps or any(len(scores) > 1 for scores in worth) or (single and len(set().union(*worth)) > 1)
+
+
+def _fits(source: Source, asked: Wanted) -> bool:
+    """Whether a source's rows bring the answers that the algorithm reads."""
+    try:
+        require(_columns(source, "data.eval"), asked, "data.eval")
+    except DataError:
+        return False
+    return True
 
 
 def _held_tokens(checked: Checked, chat: Chat, room: int | None, out: Read) -> set[tuple[int, ...]]:
@@ -115,11 +139,6 @@ def _held_tokens(checked: Checked, chat: Chat, room: int | None, out: Read) -> s
 def _wanted(checked: Checked, source: Source, room: int | None, key: str) -> Wanted:
     """What the row asks of a source's answers, whose columns are known by now whatever it is."""
     return wanted(checked.recipe, checked.algorithm, source, room, _columns(source, key))
-
-
-def _answers(source: Source) -> bool:
-    """Whether a source's rows bring answers."""
-    return bool(ANSWERS & brings(_columns(source, "data.eval")))
 
 
 def _columns(source: Source, key: str) -> Sequence[str]:

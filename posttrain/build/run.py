@@ -51,6 +51,8 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
             if checked.algorithm.source.kind in ("given", "conditioned"):
                 with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
                     offline(given)
+                # The learner's memory is wanted by what measures it.
+                del given
             else:
                 with wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
                     online(sampled)

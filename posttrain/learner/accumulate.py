@@ -40,7 +40,6 @@ def accumulate(
     for batch in batches:
         scored = score(batch)
         loss, about = _loss(algorithm, scored, batch, coefficients)
-        _require_finite(loss, scored, batch)
         backward(loss)
         report += about
         logprobs.append(scored.logprobs.detach())
@@ -54,7 +53,6 @@ def _in_two_passes(
         first = [score(batch) for batch in batches]
     whole, together = join(batches), _joined(first)
     loss, report = _loss(algorithm, together, whole, coefficients)
-    _require_finite(loss, together, whole)
     leaves = {name: leaf for name, leaf in _tensors(together).items() if leaf.requires_grad}
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sizes = [len(b.tokens) for b in batches]
@@ -77,10 +75,15 @@ def _joined(parts: Sequence[Scored]) -> Scored:
 
 def _loss(algorithm: Algorithm, scored: Scored, batch: Batch, coefficients: Coefficients) -> tuple[Tensor, Report]:
     """The loss of a policy or of a reward model. Micro-batches of an update, and the updates of a step, add up."""
-    if algorithm.needs.scorer:
-        loss, report = scorer_loss(algorithm, scored, batch)
-    else:
-        loss, report = batch_loss(algorithm, scored, batch, coefficients)
+    try:
+        if algorithm.needs.scorer:
+            loss, report = scorer_loss(algorithm, scored, batch)
+        else:
+            loss, report = batch_loss(algorithm, scored, batch, coefficients)
+    except ValueError as error:
+        raise TrainingError(f"algorithm.objective: {algorithm.objective.kind}: {error}") from None
+    _require_finite(loss, scored, batch)
+    if not algorithm.needs.scorer:
         entropy = float(scored.entropy.detach()[batch.mask].double().sum())
         report += Report.mean("learn/entropy", entropy, int(batch.mask.sum()))
     return loss, report + Report.sum("learn/loss", float(loss.detach()))

@@ -21,6 +21,8 @@ class References:
         self._backbones = [None if m is None else Backbone(m) for m in self.models]
         # In bf16 a moving average with a decay near 1 would never move.
         self.average: list[Tensor] | None = None
+        self.learnt: list[Tensor] | None = None
+        """The policy at the last copy, before it went on by momentum."""
 
     def each(self, policy: Any, policy_backbone: Backbone) -> Iterator[Backbone]:
         """The backbone of every reference in turn, ready to be run."""
@@ -46,16 +48,16 @@ class References:
 
     @torch.no_grad()
     def carry_on(self, policy: Masters, momentum: float) -> None:
-        """The first reference becomes the policy, and the policy itself + momentum x (itself - the reference before)
-        (2410.06293, in the space of parameters).
+        """The policy becomes itself + momentum x (itself - what it was here the last time, before it went on), and the
+        first reference becomes that (2410.06293, in the space of parameters).
         """
         parameters = list(self.first().parameters())
         before = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
-        before = self.average or before
-        self.average = None
-        self.refresh(policy, 0.0)
+        before = self.learnt or before
+        self.learnt = [own.detach().to(was, copy=True) for own, was in zip(policy.parameters, before, strict=True)]
         for own, was in zip(policy.parameters, before, strict=True):
             own.add_(own.detach() - was.to(own), alpha=momentum)
+        self.refresh(policy, 0.0)
 
     def first(self) -> nn.Module:
         """The one that moves, and that responses are drawn from. Raises TrainingError where it is an adapter's base."""

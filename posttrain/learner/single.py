@@ -212,6 +212,8 @@ class SingleLearner:
         state = {**self.stepper.state(), "version": self.version, "rng": torch.get_rng_state()}
         if self.references is not None and self.references.average is not None:
             state["reference"] = self.references.average
+        if self.references is not None and self.references.learnt is not None:
+            state["learnt"] = self.references.learnt
         torch.save(state, folder / "learner.pt")
         if self.critic is not None:
             self.critic.save(folder)
@@ -222,6 +224,7 @@ class SingleLearner:
         self.version = state["version"]
         if "reference" in state and self.references is not None:
             self.references.load(state["reference"])
+            self.references.learnt = state.get("learnt")
         if self.critic is not None:
             self.critic.load(folder)
         torch.set_rng_state(state["rng"])

@@ -40,7 +40,8 @@ class HeldOutAnswers:
             lengths = [max(r.length, 1) for r in group.rollouts]
             scores = [v.score or 0.0 for v in group.verdicts]
             best, worst = scores.index(max(scores)), scores.index(min(scores))
-            report += Report.mean("eval/nll", -logprobs[best], lengths[best])
+            if len(scores) > 1 or scores[best] > 0:
+                report += Report.mean("eval/nll", -logprobs[best], lengths[best])
             if other is not None:
                 ratios = [p - next(other) for p in logprobs]
             if scores[best] == scores[worst]:

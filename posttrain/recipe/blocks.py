@@ -267,8 +267,4 @@ class Recipe(Block):
                 f"optimizer.minibatches is {self.optimizer.minibatches} but a step has only "
                 f"optimizer.prompts_per_step = {self.optimizer.prompts_per_step} prompts: lower it or add prompts"
             )
-        if self.hardware.dtype == "float64" and self.rollout.engine == "vllm":
-            raise ValueError(
-                "hardware.dtype float64 is for proofs: vLLM cannot run it; use rollout.engine: transformers"
-            )
         return self

@@ -4,7 +4,6 @@ too where the row has one, grades, learns, and moves its reference to where it i
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,8 +105,7 @@ class Rounds:
             assert self.answers is not None
             return self.answers.take(self.game.prompts)
         sampling = self.engine.generating() if self.opponents is None else self.opponents.against(step)
-        with contextlib.ExitStack() as stack:
-            sampler = stack.enter_context(sampling)
+        with sampling as sampler:
             collected = collect(sampler, self.stream, self.game.grader, self.chosen, self.draw, step)
         return (joined(collected, self.given) if self.given else collected).groups
 

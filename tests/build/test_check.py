@@ -90,7 +90,7 @@ TOGETHER = {
     ("algorithm=ppo", "critic={backbone: shared, stop_gradient: false, warmup_steps: 1}"): ["warmup_steps", "backbone"],
     ("algorithm={name: grpo, kl: in_loss}", "model.lora.rank=4", "reference.refresh=average"): [
         "reference.refresh",
-        "frozen base",
+        "cannot follow an adapter",
         "never",
     ],
 }

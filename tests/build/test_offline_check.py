@@ -104,7 +104,7 @@ WRONG: dict[str, tuple[Any, Rows, Rows | None, dict[str, Any], list[str]]] = {
         pairs(4),
         None,
         {"model": {"lora": {"rank": 2}}, "reference": {"refresh": "copy"}},
-        ["reference.refresh: copy", "frozen base of model.lora", "use never"],
+        ["reference.refresh: copy", "cannot follow an adapter", "leave model.lora out"],
     ),
     "pairs of single answers": ("dpo", texts(4), None, {}, ["data.train", "prompt, completion", "chosen and rejected"]),
     "margins of plain pairs": ("odpo", pairs(4), None, {}, ["data.train", "margin", "chosen_score"]),
