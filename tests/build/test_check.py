@@ -91,7 +91,6 @@ TOGETHER = {
     ("algorithm={name: grpo, kl: in_loss}", "model.lora.rank=4", "reference.refresh=average"): [
         "reference.refresh",
         "cannot follow an adapter",
-        "never",
     ],
 }
 
