@@ -75,9 +75,7 @@ def scorer_loss(algorithm: Algorithm, scored: Scored, batch: Batch) -> tuple[Ten
 def last_outputs(outputs: Tensor, batch: Batch) -> Tensor:
     """`[N, B]` to `[S, B]`: what was said after each sequence's last masked token."""
     at = batch.mask.nonzero()[:, 0]
-    last = torch.zeros(len(batch.lengths), dtype=torch.long)
-    # Of several writes to one place the last counts.
-    last[batch.segment[at]] = at
+    last = torch.zeros(len(batch.lengths), dtype=torch.long).scatter_reduce(0, batch.segment[at], at, "amax")
     return outputs[last]
 
 

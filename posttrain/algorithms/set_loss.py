@@ -81,9 +81,8 @@ def _first_values(scored: Scored, batch: Batch) -> Tensor | None:
     if scored.values is None:
         return None
     at = batch.mask.nonzero()[:, 0]
-    first = torch.zeros(len(batch.lengths), dtype=torch.long)
-    # Of several writes to one place the last counts, so the order is turned round.
-    first[batch.segment[at.flip(0)]] = at.flip(0)
+    nowhere = torch.full((len(batch.lengths),), len(batch.mask) - 1)
+    first = nowhere.scatter_reduce(0, batch.segment[at], at, "amin")
     return scored.values[first, 0]
 
 

@@ -155,7 +155,8 @@ def _steps(row: Row) -> Answer:
         if not 0 <= worth <= 1:
             raise FaultyRowError("label out of range", f"labels[{i}] is {worth:g}")
         read.append((step, worth))
-    return Answer(STEP_END.join(steps), sum(worth for _, worth in read), tuple(read))
+    # What an answer is worth is whether its last step is right: a sum would grow with the number of steps.
+    return Answer(STEP_END.join(steps), read[-1][1], tuple(read))
 
 
 def _score(row: Row, shape: Shape) -> float:

@@ -157,8 +157,8 @@ def discopop(
 ) -> Tensor:
     """`[S]` to `[K]`: -(1 - m) log sigmoid(h) + m exp(-h) with h = beta d, m = sigmoid(h / tau) (2406.08414, eq. 5).
 
-    The gate m takes part in the gradient. Below tau = 1 no margin makes it overflow: the exponential is closed where it
-    would be large.
+    The gate m takes part in the gradient, and below tau = .1 it turns the slope at h = 0 round. Below tau = 1 no margin
+    makes it overflow: the exponential is closed where it would be large.
     """
     pair = pairs(scores, groups)
     margin = contrast_beta * pair.gap(log_ratios)

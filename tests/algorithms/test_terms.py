@@ -60,7 +60,7 @@ def test_a_critic_that_learns_alone_comes_to_value_the_policys_states(kind: str)
     assert error.square().mean() < 0.25 * spread.var()
 
 
-HELD = {
+HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "a contrast to the reference": ("copg", {}),
     "the variance of a regularised reward": ("agro", {}),
     "k2 as a loss": ("rloo", {"kl": "in_loss", "kl_estimator": "k2", "kl_coefficient": 0.1}),

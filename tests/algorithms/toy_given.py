@@ -61,9 +61,9 @@ def graded_pairs(seed: int) -> list[Group]:
     out = []
     for group in drawn(seed, 20, 8, ragged=True):
         pair = best_and_worst(group)
-        rollouts, verdicts = (tuple(of[i] for i in pair) for of in (group.rollouts, group.verdicts))
-        if verdicts[0].score != verdicts[1].score:
-            out.append(Group(group.prompt, rollouts, verdicts))
+        best, worst = (group.verdicts[i] for i in pair)
+        if best.score != worst.score:
+            out.append(Group(group.prompt, tuple(group.rollouts[i] for i in pair), (best, worst)))
     return out
 
 

@@ -49,7 +49,7 @@ def test_a_label_stands_at_the_token_that_closes_its_step(tmp_path: Path, chat: 
     assert rollout.tokens == (*BEGIN, 21, 22, 12, 23, 12, 24, 25, 1)
     assert learnt(rollout) == [21, 22, 12, 23, 12, 24, 25, 1]
     assert rollout.text == "bc\nd\nef"
-    assert verdict == Verdict(1.25, steps=((2, 1.0), (4, 0.25), (7, 0.0)))
+    assert verdict == Verdict(0.0, steps=((2, 1.0), (4, 0.25), (7, 0.0)))
     assert rollout.author == "data"
 
 
@@ -76,7 +76,7 @@ def test_steps_follow_a_prompt_that_is_rendered_already(tmp_path: Path, chat: Ch
 
 def test_answers_of_steps_are_learnt_whole_where_no_label_is_wanted(tmp_path: Path, chat: Chat) -> None:
     (group,) = read(tmp_path, [{"prompt": "a", "completions": ["b", "c"], "labels": [1, 0.5]}], chat)
-    assert (learnt(group.rollouts[0]), group.verdicts[0].score) == ([21, 12, 22, 1], 1.5)
+    assert (learnt(group.rollouts[0]), group.verdicts[0].score) == ([21, 12, 22, 1], 0.5)
 
 
 @pytest.mark.parametrize(
