@@ -63,6 +63,11 @@ def read(checked: Checked, checkpoint: Checkpoint) -> Read:
             held_out=len(out.given) - len(apart),
             too_long=about.too_long + len(apart) - len(kept),
         )
+        if len(kept) < recipe.optimizer.prompts_per_step:
+            raise DataError(
+                f"data.train: {len(kept)} rows, but optimizer.prompts_per_step: {recipe.optimizer.prompts_per_step}: a "
+                "row would stand in a step twice; lower it or add rows"
+            )
         out.given = kept
         out.train = [group.prompt for group in kept]
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from posttrain.algorithms.row import Algorithm
 from posttrain.hybrid import Hybrid
+from posttrain.metrics.durable import sync
 from posttrain.recipe import Reference
 from posttrain.rollout import Request, Sampler
 from posttrain.rollout.collect import Collected
@@ -56,7 +57,9 @@ class Opponents:
         # A tied head is the embedding under a second name, and each name needs memory of its own in the file.
         tensors = {name: t.detach().cpu().clone() for name, t in self.engine.learner.reference_weights()}
         save_file(tensors, partial)
+        sync(partial)
         partial.rename(self._file(step))
+        sync(self.folder)
 
     def _known(self, step: int) -> list[int]:
         """Steps up to `step` whose policies are remembered."""

@@ -20,6 +20,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from posttrain.errors import ModelError
 from posttrain.recipe import Lora, Model
@@ -67,14 +68,20 @@ def load_scorer(
             f"{key}: {str(folder)!r} has a head of {config.num_labels} outputs, but the algorithm reads {outputs}; use "
             "another checkpoint, or set algorithm.value_bins or heads"
         )
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        dtype=dtype,
-        num_labels=outputs,
-        attn_implementation="sdpa",
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
+    verbosity = logging.get_verbosity()
+    # What is missing is checked below; transformers would tell everybody who starts a reward model to train it.
+    logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=dtype,
+            num_labels=outputs,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     if not isinstance(getattr(model, "score", None), nn.Linear) or model.score.bias is not None:
         raise ModelError(f"{key}: {type(model).__name__} has no plain linear head `score`")
     missing = [name for name in info["missing_keys"] if has_head or not name.startswith("score.")]
