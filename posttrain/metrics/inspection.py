@@ -61,7 +61,9 @@ def render(folder: RunFolder, step: int | None = None, view: View | None = None)
 
 
 def overview(metrics: Sequence[Record]) -> Table:
-    """One row per step; a dash where a step did not measure something."""
+    """One row per step, a dash where it did not measure something; given responses have figures of their own."""
+    if not any("reward/mean" in line for line in metrics):
+        return _given_overview(metrics)
     table = Table("step", "reward", "accuracy", "length", "truncated", "verdicts", "parity gap", title="steps")
     for column in table.columns:
         column.justify = "left" if column.header == "verdicts" else "right"
@@ -76,6 +78,27 @@ def overview(metrics: Sequence[Record]) -> Table:
             verdicts or MISSING,
             _number(line.get("parity/max_abs_gap"), ".2e"),
         )
+    return table
+
+
+GIVEN = (
+    ("loss", "learn/loss", ".4f"),
+    ("preferred", "learn/preferred", ".3f"),
+    ("held-out preferred", "eval/preferred", ".3f"),
+    ("held-out nats", "eval/nll", ".3f"),
+    ("held-out accuracy", "eval/accuracy", ".3f"),
+    ("length", "data/length_mean", ".1f"),
+    ("epoch", "data/epoch", ".0f"),
+)
+"""Heading, metric and format of a step that sampled nothing."""
+
+
+def _given_overview(metrics: Sequence[Record]) -> Table:
+    table = Table("step", *(heading for heading, _, _ in GIVEN), title="steps")
+    for column in table.columns:
+        column.justify = "right"
+    for line in metrics:
+        table.add_row(str(line["step"]), *(_number(line.get(name), form) for _, name, form in GIVEN))
     return table
 
 

@@ -121,3 +121,12 @@ def test_an_evaluation_is_looked_at_like_a_step(folder):
 def test_a_step_without_roll_outs_says_so(folder):
     folder.write_rollouts("step", 2, [])
     assert "no roll-outs were kept" in shown(render(folder, 2))
+
+
+def test_a_run_on_given_responses_shows_its_loss_and_what_it_prefers(tmp_path):
+    made = RunFolder(tmp_path / "given")
+    made.open("run: {steps: 1}\n")
+    made.append_metrics(0, {"eval/preferred": 0.5, "eval/nll": 1.25})
+    made.append_metrics(1, {"learn/loss": 0.6931, "learn/preferred": 0.625, "data/epoch": 0.0})
+    text = shown(render(made, None, View()))
+    assert all(word in text for word in ("0.6931", "0.625", "0.500", "1.250", "held-out preferred"))
