@@ -97,6 +97,8 @@ class Verdict:
     """Shares of the score that belong to a token: (index among the tokens the policy said, reward). What they leave of
     the score belongs to the last token.
     """
+    offset: float | None = None
+    """A response's part of its group's margins, where its score does not say it: a margin is the difference of two."""
 
     def __post_init__(self) -> None:
         if self.score is None and self.steps:
@@ -152,6 +154,8 @@ class Sample:
     advantages: Tensor
     score: float = 0.0
     """What the whole response was worth, after shaping, scaling and penalties."""
+    offset: float | None = None
+    """Its part of its group's margins, where that is not the score."""
     previous: Tensor | None = None
     reference: Tensor | None = None
     """[T, R]."""
@@ -166,8 +170,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups`, `scores`, `index`,
-    `author` `[S]`, and `reference` `[N, R]`.
+    """A micro-batch, all tokens end to end: every tensor is `[N]` except `lengths`, `groups`, `scores`, `offsets`,
+    `index`, `author` `[S]`, and `reference` `[N, R]`.
     """
 
     tokens: Tensor
@@ -181,6 +185,8 @@ class Batch:
     lengths: Tensor
     groups: Tensor
     scores: Tensor
+    offsets: Tensor
+    """[S]: a group's margins are the differences of these."""
     index: Tensor
     """[S]: which of the optimiser step's samples each sequence is."""
     author: Tensor

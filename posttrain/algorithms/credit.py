@@ -137,6 +137,7 @@ def _sample(algorithm: Algorithm, credited: _Credited) -> Sample:
         mask=said if marked.learnt else torch.zeros_like(said),
         advantages=placed(credited.advantages) if marked.learnt else torch.zeros(len(said), dtype=torch.float64),
         score=float(marked.score),
+        offset=marked.verdict.offset,
         previous=marked.noted("previous"),
         reference=marked.noted("reference"),
         returns=placed(credited.returns) if credited.returns is not None and algorithm.learns_values else None,

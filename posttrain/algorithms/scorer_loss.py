@@ -43,7 +43,7 @@ def _sample(algorithm: Algorithm, group: Group, index: int, i: int) -> Sample:
     else:
         mask[said if algorithm.needs.states else said[-1:]] = True
     zeros = torch.zeros(len(rollout.tokens), dtype=torch.float64)
-    return Sample(rollout, index, mask, zeros, score=verdict.score, returns=labels)
+    return Sample(rollout, index, mask, zeros, score=verdict.score, offset=verdict.offset, returns=labels)
 
 
 def scorer_loss(algorithm: Algorithm, scored: Scored, batch: Batch) -> tuple[Tensor, Report]:
@@ -61,7 +61,9 @@ def scorer_loss(algorithm: Algorithm, scored: Scored, batch: Batch) -> tuple[Ten
     # In the order of the update's samples: of equals the first counts, whatever the packing made of their order.
     order = batch.index.argsort()
     outputs, scores, groups = last_outputs(scored.values, batch)[order], batch.scores[order], batch.groups[order]
-    loss = formula(algorithm.reduction)(formula(algorithm.objective)(outputs, scores, groups), batch.total_groups)
+    more = {"offsets": batch.offsets[order]} if "offsets" in algorithm.objective.entry.takes else {}
+    losses = formula(algorithm.objective)(outputs, scores, groups, **more)
+    loss = formula(algorithm.reduction)(losses, batch.total_groups)
     if algorithm.contrast.kind != "none":
         assert scored.states is not None
         segment = order.argsort()[batch.segment]

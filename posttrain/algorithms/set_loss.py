@@ -57,7 +57,8 @@ def set_loss(
                 None if values is None else values[learnt],
             )
         )
-    losses = formula(algorithm.objective)(ratios, scores, groups, *inputs)
+    more = {"offsets": batch.offsets[learnt]} if "offsets" in algorithm.objective.entry.takes else {}
+    losses = formula(algorithm.objective)(ratios, scores, groups, *inputs, **more)
     if algorithm.weighting.kind != "none":
         losses = losses * formula(algorithm.weighting)(scores, _aligned(scored, batch)[learnt], groups)
     loss = formula(algorithm.reduction)(losses, batch.total_groups)

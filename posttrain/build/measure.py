@@ -102,6 +102,7 @@ def _ids(rollout: Rollout) -> tuple[int, ...]:
 def _pairs(group: Group, said: Sequence[float]) -> list[ScoredPair]:
     """Every two answers of different worth, the better one first."""
     worth = [v.score for v in group.verdicts]
+    offsets = [v.offset for v in group.verdicts]
     subset = str(group.prompt.columns.get("subset", ""))
     found = []
     for i, a in enumerate(worth):
@@ -110,6 +111,8 @@ def _pairs(group: Group, said: Sequence[float]) -> list[ScoredPair]:
                 lengths = group.rollouts[i].length, group.rollouts[j].length
                 # Chosen and rejected are worth 1 and 0 where the data does not say more: that is no margin.
                 margin = None if (a, b) == (1.0, 0.0) else a - b
+                first, second = offsets[i], offsets[j]
+                margin = margin if first is None or second is None else first - second
                 found.append(ScoredPair(said[i], said[j], *lengths, margin=margin, subset=subset))
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.data.chat import Chat
@@ -21,7 +21,7 @@ from posttrain.data.formats import (
     with_system,
 )
 from posttrain.data.rows import Row
-from posttrain.data.shapes import CONVERSATIONS, Shape, Wanted
+from posttrain.data.shapes import CONVERSATIONS, MARGIN, Shape, Wanted
 from posttrain.errors import DataError
 from posttrain.recipe import Source
 
@@ -33,11 +33,12 @@ TIE = "tie"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is said, what it is worth, and where it is made of steps each with its label."""
+    """What is said, what it is worth, where it is made of steps each with its label, and its part of a margin."""
 
     said: Turns
     score: float
     steps: tuple[tuple[str, float], ...] = ()
+    offset: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Answered:
 def answered(row: Row, source: Source, chat: Chat, shape: Shape, wanted: Wanted) -> Answered:
     """A row's answers in its own order; chosen is first. Raises FaultyRowError, and DataError naming the column.
 
-    Without columns that say more, chosen is worth 1 and rejected 0, and a single answer 1. Ranks 1 to K are worth
+    Without scores chosen is worth 1 and rejected 0, whatever their margin, and a single answer 1. Ranks 1 to K are worth
     K - 1 to 0, and an answer of steps the sum of their labels.
     """
     if shape.form == "pairs":
@@ -100,15 +101,21 @@ def _pair(row: Row, source: Source, chat: Chat, shape: Shape, wanted: Wanted) ->
         raise FaultyRowError("tie", f"chosen and rejected are both worth {scores[0]:g}")
     if scores[0] < scores[1]:
         raise FaultyRowError("rejected scored higher", f"chosen is worth {scores[0]:g}, rejected {scores[1]:g}")
-    return _with_prefix(row, context, [chosen, rejected], scores)
+    found = _with_prefix(row, context, [chosen, rejected], scores)
+    if shape.numbers != MARGIN or scores[0] == scores[1]:
+        return found
+    # What is preferred and what the margin is, two objectives may say: a margin can be negative (2310.03708).
+    margin = number(row[MARGIN[0]], f"column {MARGIN[0]!r}")
+    better, worse = found.answers
+    return replace(found, answers=(replace(better, offset=margin), replace(worse, offset=0.0)))
 
 
 def _pair_scores(row: Row, shape: Shape) -> tuple[float, float]:
     tie = str(row.get("label")).lower() == TIE
-    if not shape.numbers or (tie and row[shape.numbers[0]] is None):
+    if shape.numbers in ((), MARGIN) or (tie and row[shape.numbers[0]] is None):
         chosen, rejected = 1.0, 0.0
     else:
-        chosen, rejected = ([number(row[name], f"column {name!r}") for name in shape.numbers] + [0.0])[:2]
+        chosen, rejected = (number(row[name], f"column {name!r}") for name in shape.numbers)
     return ((chosen + rejected) / 2,) * 2 if tie else (chosen, rejected)
 
 

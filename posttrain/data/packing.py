@@ -13,6 +13,8 @@ from torch import Tensor
 from posttrain.types import Batch, Sample
 
 AUTHORS = ("policy", "data", "opponent")
+ALWAYS = ("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "offsets", "index")
+ALWAYS += ("author",)
 OPTIONAL = ("previous", "reference", "returns", "values", "uniform", "ends")
 """Fields of samples and batches that are there only where the algorithm asks for them."""
 
@@ -104,6 +106,7 @@ def _batch(
         lengths=lengths,
         groups=torch.tensor([s.group for s in chosen]),
         scores=torch.tensor([s.score for s in chosen], dtype=packing.dtype),
+        offsets=torch.tensor([s.score if s.offset is None else s.offset for s in chosen], dtype=packing.dtype),
         index=torch.tensor(index),
         author=torch.tensor([AUTHORS.index(s.rollout.author) for s in chosen]),
         total_tokens=totals[0],
@@ -116,8 +119,7 @@ def _batch(
 def join(batches: Sequence[Batch]) -> Batch:
     """All micro-batches of an optimiser step as one, for formulas that see the whole step."""
     offsets = [0, *accumulate(len(b.lengths) for b in batches)]
-    plain = ("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "index", "author")
     present = [name for name in OPTIONAL if getattr(batches[0], name) is not None]
-    joined: dict[str, Any] = {name: torch.cat([getattr(b, name) for b in batches]) for name in (*plain, *present)}
+    joined: dict[str, Any] = {name: torch.cat([getattr(b, name) for b in batches]) for name in (*ALWAYS, *present)}
     joined["segment"] = torch.cat([b.segment + offset for b, offset in zip(batches, offsets, strict=False)])
     return replace(batches[0], **joined)

@@ -50,13 +50,13 @@ def _response(context: Turns, answer: Answer, prefix: str, chat: Chat) -> tuple[
     if prefix:
         text = only_text(answer.said)
         ids, borders = chat.in_parts(context, [prefix, text[len(prefix) :]])
-        return _rollout(ids, borders[1], chat), Verdict(answer.score)
+        return _rollout(ids, borders[1], chat), Verdict(answer.score, offset=answer.offset)
     if isinstance(context, str):
         ids, mask = chat.continuation(context, only_text(answer.said))
     else:
         ids, mask = chat.conversation([*context, *_messages(answer.said)], given=len(context))
     words = chat.completion_text([token for token, learnt in zip(ids, mask, strict=True) if learnt])
-    return Rollout(ids, mask, words, "given", author="data"), Verdict(answer.score)
+    return Rollout(ids, mask, words, "given", author="data"), Verdict(answer.score, offset=answer.offset)
 
 
 def _rollout(ids: tuple[int, ...], said_from: int, chat: Chat) -> Rollout:

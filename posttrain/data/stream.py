@@ -90,7 +90,7 @@ def _digest_answers(prompts: str, groups: Sequence[Group]) -> str:
     digest = hashlib.sha256(prompts.encode())
     for group in groups:
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            digest.update(f"{rollout.tokens}{rollout.mask}{verdict.score}{verdict.steps}\n".encode())
+            digest.update(f"{rollout.tokens}{rollout.mask}{verdict.score}{verdict.steps}{verdict.offset}\n".encode())
     return digest.hexdigest()
 
 

@@ -45,6 +45,7 @@ def record(
         "seed": rollout.seed,
         "sampling": None if rollout.sampling is None else asdict(rollout.sampling),
         "score": None if verdict.score is None else float(verdict.score),
+        "offset": verdict.offset,
         "status": verdict.status,
         "steps": [list(step) for step in verdict.steps],
         "greedy_score": None if group.greedy is None else group.greedy.score,

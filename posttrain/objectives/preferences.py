@@ -215,29 +215,6 @@ def orpo(log_ratios: Tensor, scores: Tensor, groups: Tensor, odds_weight: float 
     return pair.where(-odds_weight * logsigmoid(pair.gap(logprobs - (-logprobs.expm1()).log())))
 
 
-def margin_sigmoid(
-    log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: float = 0.1, label_smoothing: float = 0.0
-) -> Tensor:
-    """`[S]` to `[K]`: -log sigmoid(beta d - gap) (DPO with an offset, 2402.10571): how much better counts.
-
-    Label smoothing as in `best_worst_sigmoid`; a flipped pair has the flipped gap.
-    """
-    pair = pairs(scores, groups)
-    return pair.where(_smoothed(_short(pair, log_ratios, scores, contrast_beta), label_smoothing))
-
-
-def modpo(
-    log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: float = 0.1, objective_weight: float = 0.5
-) -> Tensor:
-    """`[S]` to `[K]`: -log sigmoid((beta d - gap) / weight) (MODPO, 2310.03708).
-
-    The gap is what the other objectives, each times its weight, prefer the best response by; `objective_weight` (> 0)
-    is that of the objective which the pair was labelled for.
-    """
-    pair = pairs(scores, groups)
-    return pair.where(-logsigmoid(_short(pair, log_ratios, scores, contrast_beta) / objective_weight))
-
-
 def cpl(
     log_ratios: Tensor, scores: Tensor, groups: Tensor, contrast_beta: float = 0.1, cpl_lambda: float = 1.0
 ) -> Tensor:
@@ -286,11 +263,6 @@ def _smoothed(margin: Tensor, label_smoothing: float) -> Tensor:
 def _classified(best: Tensor, worst: Tensor) -> Tensor:
     """`[K]` twice to `[K]`: the best response told to be good, the worst to be bad, each for itself."""
     return -logsigmoid(best) - logsigmoid(-worst)
-
-
-def _short(pair: Pairs, log_ratios: Tensor, scores: Tensor, contrast_beta: float) -> Tensor:
-    """`[S]` to `[K]`: beta d - gap."""
-    return contrast_beta * pair.gap(log_ratios) - pair.gap(scores.detach()).to(log_ratios.dtype)
 
 
 def _ranked(pair: Pairs, upper: Tensor, lower: Tensor, contrast_beta: float, label_smoothing: float) -> Tensor:

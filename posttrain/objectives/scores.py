@@ -25,15 +25,19 @@ def bradley_terry(outputs: Tensor, scores: Tensor, groups: Tensor, centring: flo
     The first term learns only differences of outputs; the second draws their mean to 0 (2312.09244). A group of equal
     scores prefers nothing: loss 0, gradient 0.
     """
-    return _pair_mean(lambda gap, margin: -logsigmoid(gap), outputs, scores, groups, centring)
+    return _pair_mean(lambda gap, margin: -logsigmoid(gap), outputs, scores, groups, centring, scores)
 
 
-def margin_bradley_terry(outputs: Tensor, scores: Tensor, groups: Tensor, centring: float = 0.0) -> Tensor:
-    """`[S, B]` to `[K]`: as `bradley_terry`, with -log sigmoid(r_i - r_j - (s_i - s_j)) (Llama 2, 2307.09288).
+def margin_bradley_terry(
+    outputs: Tensor, scores: Tensor, groups: Tensor, centring: float = 0.0, offsets: Tensor | None = None
+) -> Tensor:
+    """`[S, B]` to `[K]`: as `bradley_terry`, with -log sigmoid(r_i - r_j - (o_i - o_j)) (Llama 2, 2307.09288).
 
-    What is much better has to be scored much higher. The margin of a pair is what its scores differ by.
+    What is much better has to be scored much higher. The margin of a pair is what its `offsets [S]` differ by, by
+    default its scores.
     """
-    return _pair_mean(lambda gap, margin: -logsigmoid(gap - margin), outputs, scores, groups, centring)
+    margins = scores if offsets is None else offsets
+    return _pair_mean(lambda gap, margin: -logsigmoid(gap - margin), outputs, scores, groups, centring, margins)
 
 
 def bradley_terry_ties(outputs: Tensor, scores: Tensor, groups: Tensor, tie_theta: float = 1.5) -> Tensor:
@@ -167,17 +171,23 @@ def contrastive(
 
 
 def _pair_mean(
-    loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, scores: Tensor, groups: Tensor, centring: float
+    loss: Callable[[Tensor, Tensor], Tensor],
+    outputs: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    centring: float,
+    offsets: Tensor,
 ) -> Tensor:
-    """`[S, B]` to `[K]`: mean over pairs with s_i > s_j of `loss(r_i - r_j, s_i - s_j)` + centring (r_i + r_j)^2."""
+    """`[S, B]` to `[K]`: mean over pairs with s_i > s_j of `loss(r_i - r_j, o_i - o_j)` + centring (r_i + r_j)^2."""
+    outputs = _wide(outputs)
 
-    def of_group(r: Tensor, s: Tensor) -> Tensor:
+    def of_group(r: Tensor, s: Tensor, o: Tensor) -> Tensor:
         i, j = (s[:, None] > s).nonzero(as_tuple=True)
         if not len(i):
             return r[:0].sum()
-        return (loss(r[i] - r[j], (s[i] - s[j])[:, None]) + centring * (r[i] + r[j]).square()).mean()
+        return (loss(r[i] - r[j], (o[i] - o[j])[:, None]) + centring * (r[i] + r[j]).square()).mean()
 
-    return _each(of_group, outputs, scores, groups)
+    return each(of_group, groups, outputs, scores.detach(), offsets.detach().to(outputs.dtype))
 
 
 def _each(

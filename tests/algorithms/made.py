@@ -41,7 +41,9 @@ def verdict(score: float | None, steps: tuple[tuple[int, float], ...] = (), shor
     """A score with its two graders' parts: what was right, and whether it was short."""
     if score is None:
         return Verdict(None, "error", reason="died")
-    return Verdict(score, parts={"right": score, "short": short}, steps=steps)
+    return Verdict(
+        score, parts={"right": score, "short": short}, steps=steps, offset=None if short else 0.4 - 0.9 * score
+    )
 
 
 def group(

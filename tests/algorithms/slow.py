@@ -127,4 +127,5 @@ def _member(algorithm: Algorithm, row: Row) -> Member:
     lr = DIVERGENCES[algorithm.divergence.kind](row[0].level, algorithm.divergence)
     aligned = sum(x.logp.item() - (2 * x.table).exp().sum().log().item() for x in row) / len(row)
     value = None if outputs is None else outputs[0]
-    return Member(lr, sample.score, sum(x.logp for x in row), sample.rollout.author, value, aligned, len(row))
+    offset = sample.score if sample.offset is None else sample.offset
+    return Member(lr, sample.score, sum(x.logp for x in row), sample.rollout.author, value, aligned, len(row), offset)

@@ -27,6 +27,8 @@ class Member:
     aligned: float = 0.0
     """Mean over tokens of its log-probability less the log of the chance that two draws are one token."""
     count: int = 1
+    offset: float = 0.0
+    """Its part of its group's margins."""
 
 
 Members = list[Member]
@@ -127,7 +129,7 @@ def _mpo(m: Members, c: Cell, usual: float) -> Tensor:
 
 
 def _short_of_the_gap(m: Members, c: Cell) -> Tensor:
-    return c["contrast_beta"] * (best(m).lr - worst(m).lr) - (best(m).score - worst(m).score)
+    return c["contrast_beta"] * (best(m).lr - worst(m).lr) - (best(m).offset - worst(m).offset)
 
 
 dpo: Loss = pair(lambda b, w, c: softplus(-c["contrast_beta"] * (b - w)))

@@ -38,6 +38,7 @@ def batch(silent: int) -> Batch:
         lengths=lengths,
         groups=ids,
         scores=ids.double(),
+        offsets=ids.double(),
         index=ids,
         author=ids,
         total_tokens=1,

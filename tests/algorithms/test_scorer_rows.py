@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -18,7 +19,7 @@ from posttrain.algorithms.scorer_loss import label
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import pack
 from posttrain.learner.scorer import ScorerLearner
-from posttrain.types import Group, Rollout
+from posttrain.types import Group, Rollout, Verdict
 from tests.algorithms.made_scorers import BUDGETS, GROUPS, LAYOUTS, gradient, learner_over, outputs_of
 from tests.algorithms.slow_scores import SCORES, goal_loss, nothing, step_loss
 
@@ -113,6 +114,19 @@ def test_a_reward_models_loss_and_gradient_equal_the_formula_in_every_layout_and
         close(found, learners[layout, count], algorithm)
         first = first or found[0]
         assert found[0] == pytest.approx(first, rel=1e-6, abs=1e-9)
+
+
+def test_the_margin_beside_a_preference_reaches_the_loss_in_every_layout(learners: Learners) -> None:
+    (pair, *_), found = GROUPS, set()
+    for layout in LAYOUTS:
+        learner = learners[layout, 1]
+        for margin in (2.5, -1.5):
+            stated = replace(pair, verdicts=(Verdict(1.0, offset=margin), Verdict(0.0, offset=0.0)))
+            loss = gradient(learner, ALGORITHMS["reward_margin"], groups=[stated])[0]["learn/loss"]
+            said = [float(_read(learner.model, r)[1][-1, 0]) for r in pair.rollouts]
+            assert loss == pytest.approx(math.log1p(math.exp(said[1] - said[0] + margin)), rel=1e-6)
+            found.add(round(loss, 3))
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("name", ["reward_bradley_terry", "reward_goal_conditioned", "reward_process"])

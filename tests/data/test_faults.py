@@ -63,7 +63,6 @@ FAULTY: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
     ("tie", GRADED, {"rejected_score": 2}, {}, "both worth 2"),
     ("tie", LIST, {"scores": [1, 1]}, {"pairs": True}, "all 2 completions are worth 1"),
     ("rejected scored higher", GRADED, {"rejected_score": 3}, {}, "chosen is worth 2, rejected 3"),
-    ("rejected scored higher", PAIR | {"margin": 1}, {"margin": -1}, {}, "chosen is worth -1, rejected 0"),
     ("ranks that are no ranking", RANKS, {"ranks": [0, 1, 2]}, {}, r"\['0', '1', '2'\]"),
     ("ranks that are no ranking", RANKS, {"ranks": [1, 3, 3.5]}, {}, "ranks"),
     ("ranks that are no ranking", RANKS, {"ranks": [1, 2, 4]}, {}, "ranks"),

@@ -108,9 +108,10 @@ def test_ranks_stand_in_for_scores_only_where_an_order_is_enough() -> None:
 
 def test_the_columns_that_are_read_follow_what_is_wanted(tmp_path: Path, chat: Chat) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "score_chosen": 7, "score_rejected": 4}
-    for wanted, scores in (({}, [7, 4]), ({"scores": True}, [7, 4]), ({"margins": True}, [2, 0])):
+    for wanted, scores in (({}, [7, 4]), ({"scores": True}, [7, 4]), ({"margins": True}, [1, 0])):
         (group,) = read(tmp_path, [row], chat, **wanted)
         assert [v.score for v in group.verdicts] == scores
+        assert [v.offset for v in group.verdicts] == ([2, 0] if "margins" in wanted else [None, None])
 
 
 def test_shapes_are_known_without_torch() -> None:

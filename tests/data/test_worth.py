@@ -22,14 +22,14 @@ def scores(group: Group) -> list[float | None]:
     ("numbers", "worth"),
     [
         ({}, [1, 0]),
-        ({"margin": 2.5}, [2.5, 0]),
+        ({"margin": 2.5}, [1, 0]),
         ({"chosen_score": 9, "rejected_score": 3.5}, [9, 3.5]),
         ({"score_chosen": -1, "score_rejected": -4}, [-1, -4]),
         ({"label": "better"}, [1, 0]),
         ({"margin": "large"}, [1, 0]),
     ],
 )
-def test_a_pair_is_worth_its_scores_or_its_margin(
+def test_a_pair_is_worth_its_scores_whatever_its_margin(
     tmp_path: Path, chat: Chat, numbers: dict[str, Any], worth: list[float]
 ) -> None:
     (group,) = read(tmp_path, [PAIR | numbers], chat)
@@ -37,12 +37,22 @@ def test_a_pair_is_worth_its_scores_or_its_margin(
     assert [learnt(r) for r in group.rollouts] == [[21, 1], [22, 1]]
 
 
+@pytest.mark.parametrize("margin", [2.5, 0, -3])
+def test_a_margin_of_any_sign_stands_beside_the_preference(tmp_path: Path, chat: Chat, margin: float) -> None:
+    # What else is wanted of the responses may prefer the other one (2310.03708).
+    rows = [PAIR | {"margin": margin}, PAIR | {"margin": 1.5, "label": "tie"}]
+    pair, tie = read(tmp_path, rows, chat, margins=True, ties=True)
+    assert [(v.score, v.offset) for v in pair.verdicts] == [(1, margin), (0, 0)]
+    assert [(v.score, v.offset) for v in tie.verdicts] == [(0.5, None), (0.5, None)]
+    (graded,) = read(tmp_path, [PAIR | {"chosen_score": 3, "rejected_score": 1}], chat, margins=True)
+    assert [(v.score, v.offset) for v in graded.verdicts] == [(3, None), (1, None)]
+
+
 @pytest.mark.parametrize(
     ("numbers", "worth"),
     [
         ({"label": "tie"}, 0.5),
         ({"label": "Tie", "margin": None}, 0.5),
-        ({"margin": 0}, 0),
         ({"chosen_score": 4, "rejected_score": 4}, 4),
         ({"chosen_score": 5, "rejected_score": 4, "label": "tie"}, 4.5),
     ],

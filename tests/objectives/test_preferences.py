@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posttrain.objectives import preferences
+from posttrain.objectives import margins, preferences
 from posttrain.objectives.sets import Sequences
 
 Slow = Callable[..., tuple[float, float, float]]
@@ -178,7 +178,8 @@ class Case(NamedTuple):
         ones = torch.ones_like(log_ratios.detach())
         sequences = Sequences(-ones, ones, ones.long(), torch.tensor(BASELINE, dtype=ones.dtype))
         given = (sequences,) if self.slow in (bco_pair, mpo) else ()
-        return getattr(preferences, self.name)(log_ratios, scores, groups, *given, **self.parameters)
+        module = margins if self.slow in (margin_sigmoid, modpo) else preferences
+        return getattr(module, self.name)(log_ratios, scores, groups, *given, **self.parameters)
 
 
 OTHER: dict[Slow, dict[str, float]] = {

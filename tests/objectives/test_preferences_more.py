@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posttrain.objectives import contrasts, divergences, preferences
+from posttrain.objectives import contrasts, divergences, margins, preferences
 from posttrain.objectives.sets import Sequences
 from tests.objectives.test_preferences import (
     DEFAULTS,
@@ -44,7 +45,7 @@ def sequences(logprobs: Tensor, baseline: float = 0.0) -> Sequences:
     return Sequences(logprobs, ones, ones.long(), torch.tensor(baseline, dtype=logprobs.dtype))
 
 
-def measured(loss: object, values: list[float], scores: Tensor = SCORES, **parameters: float) -> list[float]:
+def measured(loss: object, values: list[float], scores: Tensor = SCORES, **parameters: Any) -> list[float]:
     """Loss of one pair and its two slopes."""
     log_ratios = wide(values).requires_grad_()
     found = loss(log_ratios, scores, PAIR, **parameters)
@@ -78,16 +79,24 @@ class TestLaws:
         # A loss needs a best and a worst; these are as good as equal.
         near, dpo = wide([1e-12, 0.0]), contrasts.best_worst_sigmoid
         plain = measured(dpo, [b, w], contrast_beta=beta, label_smoothing=e)
-        same(measured(preferences.margin_sigmoid, [b, w], near, contrast_beta=beta, label_smoothing=e), plain)
-        whole = measured(preferences.modpo, [b, w], near, contrast_beta=beta, objective_weight=1.0)
+        same(measured(margins.margin_sigmoid, [b, w], near, contrast_beta=beta, label_smoothing=e), plain)
+        whole = measured(margins.modpo, [b, w], near, contrast_beta=beta, objective_weight=1.0)
         same(whole, measured(dpo, [b, w], contrast_beta=beta))
 
     @given(numbers, numbers, betas, st.floats(0.1, 5))
     def test_a_margin_is_a_log_ratio_already_paid_for(self, b: float, w: float, beta: float, gap: float) -> None:
-        found = measured(preferences.margin_sigmoid, [b, w], wide([gap, 0.0]), contrast_beta=beta)
+        found = measured(margins.margin_sigmoid, [b, w], wide([gap, 0.0]), contrast_beta=beta)
         same(found, measured(contrasts.best_worst_sigmoid, [b - gap / beta, w], contrast_beta=beta))
-        weighed = measured(preferences.modpo, [b, w], wide([gap, 0.0]), contrast_beta=beta, objective_weight=0.3)
-        same(weighed, measured(preferences.margin_sigmoid, [b, w], wide([gap / 0.3, 0]), contrast_beta=beta / 0.3))
+        weighed = measured(margins.modpo, [b, w], wide([gap, 0.0]), contrast_beta=beta, objective_weight=0.3)
+        same(weighed, measured(margins.margin_sigmoid, [b, w], wide([gap / 0.3, 0]), contrast_beta=beta / 0.3))
+
+    @given(numbers, numbers, betas, st.floats(-3, 3))
+    def test_a_margin_may_be_against_the_preference(self, b: float, w: float, beta: float, gap: float) -> None:
+        offsets = wide([gap + 1.5, 1.5])
+        for loss, parameters in ((margins.margin_sigmoid, {"label_smoothing": 0.2}), (margins.modpo, {})):
+            slow = {margins.margin_sigmoid: margin_sigmoid, margins.modpo: modpo}[loss]
+            found = measured(loss, [b, w], contrast_beta=beta, offsets=offsets, **parameters)
+            same(found, list(slow(b, w, gap, beta, **parameters)))
 
     @given(numbers, numbers, betas, st.sampled_from([1e-3, 0.1, 0.4]))
     def test_exo_is_the_other_direction_of_smoothed_dpo(self, b: float, w: float, beta: float, e: float) -> None:
@@ -131,7 +140,7 @@ class TestLaws:
     @given(numbers, numbers, betas)
     def test_a_label_wrong_half_the_time_prefers_neither_response(self, b: float, w: float, beta: float) -> None:
         near = wide([1e-12, 0.0])
-        for loss in (preferences.margin_sigmoid, preferences.aot_unpaired, contrasts.best_worst_sigmoid):
+        for loss in (margins.margin_sigmoid, preferences.aot_unpaired, contrasts.best_worst_sigmoid):
             one, two = (measured(loss, x, near, contrast_beta=beta, label_smoothing=0.5) for x in ([b, w], [w, b]))
             same(one, [two[0], two[2], two[1]])
 

@@ -256,6 +256,12 @@ class TestLaws:
         with pytest.raises(ValueError, match="from 0 to 1"):
             scores.binary(wide([[0.0], [0.0]]), wide(worth), PAIR)
 
+    @given(st.floats(-4, 4), st.floats(-3, 3), st.floats(-3, 3))
+    def test_a_margin_of_its_own_may_be_against_the_preference(self, gap: float, r: float, q: float) -> None:
+        outputs, worth, offsets = wide([[r], [q]]), wide([1.0, 0.0]), wide([gap - 0.5, -0.5])
+        found = scores.margin_bradley_terry(outputs, worth, PAIR, offsets=offsets)
+        assert float(found) == pytest.approx(math.log1p(math.exp(q - r + gap)), abs=1e-9)
+
     def test_scores_carry_no_gradient(self) -> None:
         for loss, _, _ in CASES.values():
             worth = wide([1.0, 0.0]).requires_grad_()

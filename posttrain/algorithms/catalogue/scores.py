@@ -13,14 +13,18 @@ hides from them."""
 CENTRING = {"centring": Parameter(0.0, least=0.0)}
 
 
-def _scores(function: str, parameters: dict[str, Parameter], *wants: str, least: int = 2) -> Kind:
+def _scores(
+    function: str, parameters: dict[str, Parameter], *wants: str, least: int = 2, takes: tuple[str, ...] = ()
+) -> Kind:
     """A loss of the scores of a group's responses."""
-    return Kind(f"scores.{function}", parameters | ENSEMBLE, level="scorer", asks=asks(*wants), min_group=least)
+    return Kind(
+        f"scores.{function}", parameters | ENSEMBLE, level="scorer", takes=takes, asks=asks(*wants), min_group=least
+    )
 
 
 SCORES: dict[str, Kind] = {
     "bradley_terry": _scores("bradley_terry", CENTRING, "pairs"),
-    "margin_bradley_terry": _scores("margin_bradley_terry", CENTRING, "pairs", "margins"),
+    "margin_bradley_terry": _scores("margin_bradley_terry", CENTRING, "pairs", "margins", takes=("offsets",)),
     "bradley_terry_ties": _scores("bradley_terry_ties", {"tie_theta": Parameter(1.5, low=1.0)}, "ties"),
     "plackett_luce": _scores("plackett_luce", {}, "pairs"),
     "gap": _scores("gap", {}, "pairs", "in_context"),

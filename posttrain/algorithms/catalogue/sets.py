@@ -13,6 +13,7 @@ TARGET = {"target_temperature": positive(1.0)}
 RIGHT = {"right_score": Parameter(0.5)}
 GAMMA = {"simpo_gamma": Parameter(0.5, least=0.0)}
 SEQUENCES = ("sequences",)
+OFFSETS = ("offsets",)
 
 
 def _set(
@@ -51,14 +52,20 @@ SETS: dict[str, Kind] = {
     "apo_down": _pair("apo_down", CONTRAST),
     "discopop": _pair("discopop", CONTRAST | {"discopop_tau": Parameter(0.05, low=0.0, high=0.5)}),
     "positive_sigmoid": _pair("positive_sigmoid", CONTRAST | {"positive_penalty": positive(5.0)}),
-    "margin_sigmoid": _pair("margin_sigmoid", CONTRAST | SMOOTHING, "margins"),
+    "margin_sigmoid": _set("margins.margin_sigmoid", CONTRAST | SMOOTHING, "pairs", "margins", takes=OFFSETS),
     "mpo": _pair(
         "mpo", CONTRAST | {"sigmoid_weight": positive(0.8), "bco_weight": positive(0.2)}, "shift", takes=SEQUENCES
     ),
     "simpo": _pair("simpo", {"contrast_beta": positive(2.0)} | GAMMA),
     "alphapo": _pair("alphapo", CONTRAST | {"alphapo_alpha": Parameter(0.0)} | GAMMA),
     "orpo": _pair("orpo", {"odds_weight": positive(0.1)}),
-    "modpo": _pair("modpo", CONTRAST | {"objective_weight": Parameter(0.5, low=0.0, high=1.0)}, "margins"),
+    "modpo": _set(
+        "margins.modpo",
+        CONTRAST | {"objective_weight": Parameter(0.5, low=0.0, high=1.0)},
+        "pairs",
+        "margins",
+        takes=OFFSETS,
+    ),
     "cpl": _pair("cpl", CONTRAST | {"cpl_lambda": Parameter(1.0, low=0.0, high=1.0)}),
     "pairwise_logistic": _set("lists.pairwise_logistic", CONTRAST, "pairs"),
     "pairwise_hinge": _set("lists.pairwise_hinge", CONTRAST, "pairs"),
