@@ -53,8 +53,8 @@ class Answered:
 def answered(row: Row, source: Source, chat: Chat, shape: Shape, wanted: Wanted) -> Answered:
     """A row's answers in its own order; chosen is first. Raises FaultyRowError, and DataError naming the column.
 
-    Without scores chosen is worth 1 and rejected 0, whatever their margin, and a single answer 1. Ranks 1 to K are worth
-    K - 1 to 0, and an answer of steps the sum of their labels.
+    Without scores chosen is worth 1 and rejected 0, whatever their margin, and a single answer 1. Ranks 1 to K are
+    worth K - 1 to 0, and an answer of steps the sum of their labels.
     """
     if shape.form == "pairs":
         return _pair(row, source, chat, shape, wanted)
