@@ -97,6 +97,8 @@ class Verdict:
     """Shares of the score that belong to a token: (index among the tokens the policy said, reward). What they leave of
     the score belongs to the last token.
     """
+    answer: str | None = None
+    """What was taken for the answer, written so that equal answers are equal texts; None where none can be told."""
     offset: float | None = None
     """A response's part of its group's margins, where its score does not say it: a margin is the difference of two."""
 
