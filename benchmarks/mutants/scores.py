@@ -5,6 +5,7 @@ from mutants import Mutant
 MUTANTS = [
     Mutant("scores", "-logsigmoid(gap), outputs", "-logsigmoid(-gap), outputs", "the worse is preferred"),
     Mutant("scores", "-logsigmoid(gap - margin)", "-logsigmoid(gap + margin)", "sign of the margin"),
+    Mutant("scores", "margins = scores if offsets is None else offsets", "margins = scores", "offsets not read"),
     Mutant("scores", "+ centring * (r[i] + r[j])", "- centring * (r[i] + r[j])", "centring drives apart"),
     Mutant("scores", "+ centring * (r[i] + r[j])", "+ centring * (r[i] - r[j])", "centring of the gap"),
     Mutant("scores", "(s[:, None] > s).nonzero", "(s[:, None] >= s).nonzero", "ties become pairs"),

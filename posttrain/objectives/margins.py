@@ -8,7 +8,7 @@ order of its name; where all scores are equal the loss is 0.
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from posttrain.objectives.preferences import pairs
+from posttrain.objectives.preferences import Pairs, pairs
 
 
 def margin_sigmoid(
@@ -25,7 +25,7 @@ def margin_sigmoid(
     pair has the flipped gap.
     """
     pair = pairs(scores, groups)
-    short = contrast_beta * pair.gap(log_ratios) - pair.gap(scores if offsets is None else offsets).detach()
+    short = _short(pair, log_ratios, scores if offsets is None else offsets, contrast_beta)
     return pair.where(-(1 - label_smoothing) * logsigmoid(short) - label_smoothing * logsigmoid(-short))
 
 
@@ -44,5 +44,10 @@ def modpo(
     objective which the pair was labelled for.
     """
     pair = pairs(scores, groups)
-    gap = pair.gap(scores if offsets is None else offsets)
-    return pair.where(-logsigmoid((contrast_beta * pair.gap(log_ratios) - gap.detach()) / objective_weight))
+    short = _short(pair, log_ratios, scores if offsets is None else offsets, contrast_beta)
+    return pair.where(-logsigmoid(short / objective_weight))
+
+
+def _short(pair: Pairs, log_ratios: Tensor, offsets: Tensor, contrast_beta: float) -> Tensor:
+    """`[S]` to `[K]`: beta d - gap."""
+    return contrast_beta * pair.gap(log_ratios) - pair.gap(offsets.detach()).to(log_ratios.dtype)
