@@ -13,8 +13,10 @@ from torch import Tensor
 from posttrain.types import Batch, Sample
 
 AUTHORS = ("policy", "data", "opponent")
-ALWAYS = ("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "offsets", "index")
-ALWAYS += ("author",)
+ALWAYS = (
+    *("tokens", "position", "mask", "behaviour", "advantages", "lengths", "groups", "scores", "offsets", "index"),
+    "author",
+)
 OPTIONAL = ("previous", "reference", "returns", "values", "uniform", "ends")
 """Fields of samples and batches that are there only where the algorithm asks for them."""
 

@@ -110,6 +110,7 @@ def _probe_batch(sequences: list[list[int]], prompt: int) -> Batch:
         lengths=lengths,
         groups=torch.zeros(len(sequences), dtype=torch.long),
         scores=torch.zeros(len(sequences)),
+        offsets=torch.zeros(len(sequences)),
         index=torch.arange(len(sequences)),
         author=torch.zeros(len(sequences), dtype=torch.long),
         total_tokens=count,
