@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from posttrain.errors import GradingError
-from posttrain.metrics.reliability import best_of_n
-from posttrain.metrics.statistics import clustered_interval, wilson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from posttrain.metrics.figures import figures
+from posttrain.metrics.results import Item, Sampled, judged, plain
 from posttrain.rewards import Grader
-from posttrain.rollout import Sampler
-from posttrain.rollout.collect import Draw, describe, draw_groups
-from posttrain.types import Group, Prompt, Sampling
+from posttrain.rollout import Request, Sampler, request_seed
+from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
+
+DRAWN = {False: "evaluate", True: "greedy"}
+"""The words that seeds and cached prefixes are told apart by: of samples, and of greedy responses."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,16 @@ class Benchmark:
     prompts: Sequence[Prompt]
     grader: Grader
     samples: int
-    """Completions per problem for avg@k."""
+    """Completions per problem for avg@k; 0 for greedy ones only."""
     temperature: float
     max_tokens: int
     greedy: bool
     seed: int
     best_of: str | None = None
     """The grader whose favourite of n responses is measured by the others."""
+    top_p: float = 1.0
+    at_once: int = 256
+    """Responses asked of the engine in one go: progress is known in between."""
 
 
 @dataclass(frozen=True)
@@ -39,86 +47,91 @@ class Result:
 
 
 def evaluate(sampler: Sampler, benchmark: Benchmark) -> Result:
-    """avg@k at the benchmark's temperature with a bootstrap interval over problems, and greedy accuracy with Wilson's.
+    """Draw, grade and measure: see `metrics.figures`, whose names stand behind eval/ here.
 
-    A response that could not be graded is left out of its problem's mean and counted, never scored 0. The seeds do
-    not depend on the training step: two evaluations of the same weights are the same.
+    The seeds do not depend on the training step: two evaluations of the same weights are the same. Raises GradingError
+    where nothing could be graded.
     """
-    sampling = Sampling(temperature=benchmark.temperature, max_tokens=benchmark.max_tokens)
-    groups = _drawn(sampler, benchmark, benchmark.samples, sampling)
-    scores = [[v.score for v in g.verdicts if v.score is not None] for g in groups]
-    if not any(scores):
-        raise GradingError(f"none of {len(groups)} held-out problems could be graded: {_why(groups)}")
-    mean, low, high = clustered_interval([s for s in scores if s], seed=benchmark.seed)
-    described = describe(groups).values()
-    metrics = {
-        "eval/accuracy": mean,
-        "eval/accuracy_low": low,
-        "eval/accuracy_high": high,
-        "eval/samples_per_problem": float(benchmark.samples),
-        "eval/problems": float(len(benchmark.prompts)),
-        "eval/length_mean": described["rollout/length_mean"],
-        "eval/truncated_fraction": described["rollout/truncated_fraction"],
-        "eval/ungraded": float(sum(v.score is None for g in groups for v in g.verdicts)),
-    }
-    metrics |= {f"eval/{name.removeprefix('reward/')}": v for name, v in described.items() if _is_part(name)}
-    if benchmark.greedy:
-        greedy = _drawn(sampler, benchmark, 1, Sampling(temperature=0.0, max_tokens=benchmark.max_tokens))
-        graded = [v.score for g in greedy for v in g.verdicts if v.score is not None]
-        if not graded:
-            raise GradingError(f"no greedy answer could be graded: {_why(greedy)}")
-        mean, low, high = clustered_interval([[s] for s in graded], seed=benchmark.seed)
-        if set(graded) <= {0.0, 1.0}:
-            # Right or wrong once per problem is a proportion, for which Wilson's interval is better near 0 and 1.
-            low, high = wilson(sum(graded), len(graded))
-        metrics |= {"eval/greedy": mean, "eval/greedy_low": low, "eval/greedy_high": high}
-        groups = groups + greedy
-    if benchmark.best_of is not None:
-        metrics |= _best_of(groups[: len(benchmark.prompts)], benchmark)
-    return Result(metrics, groups)
+    groups: list[Group] = []
+    total = len(benchmark.prompts) * (benchmark.samples + benchmark.greedy)
+    with _shown(total) as progress:
+        for greedy in (False, True):
+            if benchmark.greedy if greedy else benchmark.samples:
+                groups += _drawn(sampler, benchmark, greedy, progress)
+    found = figures(items(benchmark, groups), benchmark.seed, benchmark.best_of)
+    return Result({f"eval/{name}": value for name, value in found.items()}, groups)
 
 
-def _best_of(groups: Sequence[Group], benchmark: Benchmark) -> dict[str, float]:
-    """What the response is worth to the other graders that one of them scores highest of n, for n = 1, 2, 4, ...
-
-    A problem with a response that a grader could not score is left out. Raises GradingError where none is left, or
-    where there is no such grader.
-    """
-    name = benchmark.best_of
-    assert name is not None
-    parts = [[v.parts for v in group.verdicts] for group in groups]
-    others = sorted({part for row in parts for found in row for part in found if part != name and "." not in part})
-    if not any(name in found for row in parts for found in row):
-        raise GradingError(f"evaluation.best_of: no grader is called {name!r}; there are {', '.join(others)}")
-    metrics: dict[str, float] = {}
-    ns = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= benchmark.samples]
-    for other in others or [name]:
-        whole = [row for row in parts if all(f.get(p) is not None for f in row for p in (name, other))]
-        if not whole:
-            raise GradingError(f"evaluation.best_of: no problem has all its responses scored by {name} and {other}")
-        proxy, gold = ([[float(f[p] or 0.0) for f in row] for row in whole] for p in (name, other))
-        for found in best_of_n(proxy, gold, ns, seed=benchmark.seed):
-            prefix = f"eval/best_of_{found['n']}"
-            metrics |= {f"{prefix}/{name}": found["proxy"], f"{prefix}/kl": found["kl"]}
-            if others:
-                metrics |= {f"{prefix}/{other}{end}": found[f"gold{end}"] for end in ("", "_low", "_high")}
-    return metrics
+def items(benchmark: Benchmark, groups: Sequence[Group]) -> tuple[Item, ...]:
+    """The groups of an evaluation as a file of results keeps them, one item a problem."""
+    count = len(benchmark.prompts) if benchmark.samples else 0
+    responses: dict[str, list[Sampled]] = {prompt.id: [] for prompt in benchmark.prompts}
+    for index, group in enumerate(groups):
+        responses[group.prompt.id] += [
+            _sampled(rollout, verdict, greedy=index >= count)
+            for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        ]
+    return tuple(
+        Item(p.id, p.text, plain(p.columns)[0], tuple(responses[p.id]), tuple(p.tokens)) for p in benchmark.prompts
+    )
 
 
-def _drawn(sampler: Sampler, benchmark: Benchmark, samples: int, sampling: Sampling) -> list[Group]:
-    draw = Draw(len(benchmark.prompts), samples, sampling, benchmark.seed)
-    word = "evaluate" if sampling.temperature else "greedy"
-    groups, _ = draw_groups(sampler, benchmark.prompts, benchmark.grader, draw, (word, 0))
-    return groups
+def _sampled(rollout: Rollout, verdict: Verdict, greedy: bool) -> Sampled:
+    tokens = tuple(token for token, said in zip(rollout.tokens, rollout.mask, strict=True) if said)
+    said = Sampled(
+        completion=rollout.text,
+        score=None,
+        status=verdict.status,
+        reason="",
+        parts={},
+        answer=None,
+        length=rollout.length,
+        truncated=rollout.truncated,
+        greedy=greedy,
+        tokens=tokens,
+        seed=rollout.seed,
+    )
+    return judged(said, verdict)
 
 
-def _why(groups: Sequence[Group]) -> str:
-    return next((v.reason for g in groups for v in g.verdicts if v.reason), "no reason given")
+def _drawn(sampler: Sampler, benchmark: Benchmark, greedy: bool, progress: _Bar) -> list[Group]:
+    """Every problem's responses, drawn in parts that do not depend on who asks, and graded all together."""
+    word, size = DRAWN[greedy], 1 if greedy else benchmark.samples
+    sampling = Sampling(temperature=0.0, max_tokens=benchmark.max_tokens)
+    if not greedy:
+        sampling = Sampling(benchmark.temperature, benchmark.max_tokens, top_p=benchmark.top_p)
+    requests = [
+        Request(prompt, request_seed(benchmark.seed, word, 0, prompt.id, k), word)
+        for prompt in benchmark.prompts
+        for k in range(size)
+    ]
+    rollouts: list[Rollout] = []
+    for start in range(0, len(requests), benchmark.at_once):
+        rollouts += sampler.generate(requests[start : start + benchmark.at_once], sampling)
+        progress.note(len(rollouts) - start, "greedy responses" if greedy else "samples")
+    progress.note(0, "grading")
+    per_prompt = [tuple(rollouts[i * size : (i + 1) * size]) for i in range(len(benchmark.prompts))]
+    verdicts = benchmark.grader.grade(list(zip(benchmark.prompts, per_prompt, strict=True)))
+    return [Group(*parts) for parts in zip(benchmark.prompts, per_prompt, verdicts, strict=True)]
 
 
-def _is_part(name: str) -> bool:
-    """Whether a figure is the mean of one grader's own scores, where there are several."""
-    return name.startswith("reward/") and name not in ("reward/mean", "reward/mixed_groups")
+class _Bar:
+    """A bar for a person who is watching."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._task = progress, progress.add_task("evaluating", total=total)
+
+    def note(self, done: int, what: str) -> None:
+        """So many more responses were drawn."""
+        self._progress.update(self._task, advance=done, description=what, refresh=True)
+
+
+@contextmanager
+def _shown(total: int) -> Iterator[_Bar]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Bar(progress, total)
 
 
 FIGURES = ("accuracy", "greedy", "preferred", "likelier", "nll", "margin")

@@ -18,7 +18,7 @@ FinishReason = Literal["stop", "length", "given"]
 Author = Literal["policy", "data", "opponent"]
 """Who said a response: the policy that is trained, the data set, or another policy it plays against."""
 
-Status = Literal["ok", "unparsable", "timeout", "error"]
+Status = Literal["ok", "unparsable", "timeout", "error", "unavailable"]
 
 Message = Mapping[str, str]
 """A chat message: `role` and `content`."""
@@ -109,7 +109,7 @@ class Verdict:
             raise ValueError(f"Verdict.steps must be finite, not {self.steps}")
         if self.score is not None and (self.score != self.score or abs(self.score) == float("inf")):
             raise ValueError(f"Verdict.score must be finite or None, not {self.score}")
-        if self.status in ("timeout", "error") and self.score is not None:
+        if self.status in ("timeout", "error", "unavailable") and self.score is not None:
             raise ValueError(f"a verdict with status {self.status!r} cannot carry a score ({self.score})")
         if self.status == "ok" and self.score is None:
             raise ValueError("a verdict with status 'ok' needs a score")

@@ -19,6 +19,7 @@ from posttrain.rewards import Grader, load_verifier, signature_of
 from posttrain.types import Prompt, Rollout, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
+NONE = {"unparsable": 0, "timeout": 0, "error": 0, "unavailable": 0}
 
 
 def roll(text: str, said: Sequence[int] = (7, 2)) -> Rollout:
@@ -78,7 +79,7 @@ def test_a_grader_that_misbehaves_is_stopped_and_counted_and_the_others_are_righ
     assert reason in verdicts[1].reason
     if status != "unparsable":
         assert "naughty on prompt 'p7'" in verdicts[1].reason
-    assert naughty.failures == {"unparsable": 0, "timeout": 0, "error": 0} | {status: 1}
+    assert naughty.failures == NONE | {status: 1}
     assert len(set(naughty.pids())) == 2
 
 
@@ -86,7 +87,7 @@ def test_many_failures_at_once_leave_every_other_verdict_right_and_the_pool_full
     deeds = ["a", "exit", "b", "segfault", "raise", "hang", "a"] * 4
     (verdicts,) = naughty.grade([(prompt(answer="a"), [roll(t) for t in deeds])])
     assert [v.score for v in verdicts] == [{"a": 1.0, "b": 0.0}.get(deed) for deed in deeds]
-    assert naughty.failures == {"unparsable": 0, "timeout": 4, "error": 12}
+    assert naughty.failures == NONE | {"timeout": 4, "error": 12}
     assert len(set(naughty.pids())) == 2
 
 

@@ -11,7 +11,8 @@ from typing import TypeVar
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.build.equations import equations
-from posttrain.build.wants import wanted
+from posttrain.build.purpose import greedy_pairs, only_evaluates, trains
+from posttrain.build.wants import new_tokens, wanted
 from posttrain.data.rows import columns_of
 from posttrain.data.shapes import require
 from posttrain.errors import PosttrainError, RecipeError
@@ -28,8 +29,31 @@ class Checked:
     """A recipe without known mistakes: its row of the table, and what follows from its numbers."""
 
     recipe: Recipe
-    algorithm: Algorithm
+    row: Algorithm | None
+    """None where the recipe only evaluates."""
     equations: tuple[str, ...]
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The row that is trained by. Raises RecipeError where there is none."""
+        if self.row is None:
+            raise RecipeError(
+                [
+                    "algorithm: missing, so nothing is trained; add it with data.train and run.steps, or use "
+                    "`posttrain evaluate`"
+                ]
+            )
+        return self.row
+
+    @property
+    def scores(self) -> bool:
+        """Whether a reward model is trained."""
+        return self.row is not None and self.row.needs.scorer
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether held-out answers that come with the rows are measured."""
+        return self.row is not None and self.row.needs.given
 
 
 def check(recipe: Recipe, source: str = "recipe") -> Checked:
@@ -48,11 +72,13 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
             mistakes.append(str(error))
         return None
 
-    algorithm = attempt(lambda: choose(recipe.algorithm.name, recipe.algorithm.overrides))
+    chosen = recipe.algorithm
+    algorithm = attempt(lambda: choose(chosen.name, chosen.overrides)) if chosen else None
+    mistakes += trains(recipe) if chosen else only_evaluates(recipe)
     if algorithm:
         mistakes += _against_row(recipe, algorithm)
     location = attempt(lambda: locate(recipe.model.path))
-    if location and algorithm:
+    if location and (algorithm or not chosen):
         mistakes += _lengths(recipe, location, algorithm)
     mistakes += _sides(recipe, algorithm) if algorithm else []
     # Verifiers are loaded whatever is known of the data: a hub data set's columns are not.
@@ -68,10 +94,11 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
                 attempt(partial(require, columns, wanted(recipe, algorithm, data), key))
     if algorithm:
         mistakes += _pairwise(recipe, algorithm, signatures)
+    mistakes += greedy_pairs(recipe, signatures)
     mistakes += _machine(recipe, algorithm)
-    if mistakes or algorithm is None:
+    if mistakes:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
-    return Checked(recipe, algorithm, tuple(equations(recipe, algorithm)))
+    return Checked(recipe, algorithm, tuple(equations(recipe, algorithm)) if algorithm else ())
 
 
 def _against_row(recipe: Recipe, algorithm: Algorithm) -> list[str]:
@@ -151,7 +178,7 @@ def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
         )
     if algorithm.frozen_values and critic.warmup_steps:
         found.append(f"critic.warmup_steps: {critic.warmup_steps}, but a frozen critic learns nothing; leave it out")
-    if critic.warmup_steps >= recipe.run.steps:
+    if critic.warmup_steps >= max(recipe.run.steps, 1):
         found.append(
             f"critic.warmup_steps: {critic.warmup_steps}, but the run has {recipe.run.steps} steps, so the policy "
             "would never be trained; lower it or raise run.steps"
@@ -187,19 +214,20 @@ def _against_companions(recipe: Recipe, algorithm: Algorithm) -> list[str]:
     return found
 
 
-def _lengths(recipe: Recipe, location: Location, algorithm: Algorithm) -> list[str]:
+def _lengths(recipe: Recipe, location: Location, algorithm: Algorithm | None) -> list[str]:
     own = context_length(location)
-    asked, longest = recipe.model.max_length, recipe.rollout.max_tokens
+    asked, longest = recipe.model.max_length, new_tokens(recipe, algorithm)
     if own is not None and asked is not None and asked > own:
         return [f"model.max_length: {asked}, but the model's context is {own}"]
     room = asked or own
-    if not algorithm.needs.sampler and not recipe.rewards:
+    if algorithm and not algorithm.needs.sampler and not recipe.rewards:
         return []
     if room is not None and longest + (recipe.data.max_prompt_tokens or 1) > room:
         prompt = (
             f" and data.max_prompt_tokens: {recipe.data.max_prompt_tokens}" if recipe.data.max_prompt_tokens else ""
         )
-        return [f"rollout.max_tokens: {longest}{prompt} leave no room in a context of {room} tokens; lower them"]
+        key = "rollout" if longest == recipe.rollout.max_tokens else "evaluation"
+        return [f"{key}.max_tokens: {longest}{prompt} leave no room in a context of {room} tokens; lower them"]
     return []
 
 
@@ -215,7 +243,7 @@ def _columns(recipe: Recipe, key: str, columns: list[str], signatures: Sequence[
 
 
 def _pairwise(recipe: Recipe, algorithm: Algorithm, signatures: Sequence[VerifierSignature | None]) -> list[str]:
-    """A row that learns from win rates needs graders that compare; a win rate needs somebody to win against."""
+    """A row that learns from win rates needs graders that compare."""
     weighed = [s for s, r in zip(signatures, recipe.rewards, strict=True) if s is not None and r.weight]
     found = []
     for signature in weighed if algorithm.needs.preference else ():
@@ -225,11 +253,6 @@ def _pairwise(recipe: Recipe, algorithm: Algorithm, signatures: Sequence[Verifie
                 "rates; name a function of (completion, other, **columns) that gives the probability that completion "
                 "is the better one, or use credit: group_mean"
             )
-    if any(s.kind == "pair" for s in weighed) and recipe.data.eval and recipe.evaluation.greedy:
-        found.append(
-            "evaluation.greedy: true, but a grader that compares has nothing to say of a single response; set "
-            "evaluation.greedy: false"
-        )
     return found
 
 

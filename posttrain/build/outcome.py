@@ -18,6 +18,10 @@ class Outcome:
     figures: Mapping[str, Any]
 
 
+BESIDE = ("length_mean", "truncated_fraction", "no_answer")
+"""What an evaluation says of responses beside what they are worth."""
+
+
 def main_figures(summary: Mapping[str, Any]) -> list[str]:
     """A summary's numbers that have an interval or are those after the run, with the one before; else all of them."""
     numbers = [
@@ -28,6 +32,7 @@ def main_figures(summary: Mapping[str, Any]) -> list[str]:
         and not name.endswith(("_low", "_high", "_before"))
     ]
     main = [name for name in numbers if name.endswith("_after") or f"{name}_low" in summary]
+    main = [name for name in main if not name.endswith(BESIDE)]
     lines = []
     for name in main or numbers:
         stem = name.removesuffix("_after")

@@ -58,6 +58,10 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
             mistakes += [f"stages.{name}.{mistake}" for mistake in own]
             continue
         mistakes += [f"stages.{name}.{mistake}" for mistake in _no_policies(stage, found)]
+        if found[name].row is None and not stage.evaluates:
+            mistakes.append(
+                f"stages.{name}.algorithm: missing, so nothing is trained; add it, or evaluate: stage:NAME to measure"
+            )
         if stage.evaluates:
             mistakes += [f"stages.{name}.{mistake}" for mistake in _of_evaluation(stage, found[name])]
             continue
@@ -73,22 +77,24 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
 
 def _no_policies(stage: Stage, checked: Mapping[str, Checked]) -> list[str]:
     """A reward model says no tokens, so it is no policy; a critic and another reward model may start from it."""
-    if checked[stage.name].algorithm.needs.scorer:
+    if checked[stage.name].scores:
         return []
     return [
         f"{key}: 'stage:{source}' makes a reward model, which is no policy; name a stage that trains a policy, or "
         "critic.path or a grader's settings for this one"
         for key, source in stage.references
         if key in ("model", "model.path") or key.startswith("reference.")
-        if source in checked and checked[source].algorithm.needs.scorer
+        if source in checked and checked[source].scores
     ]
 
 
 def _of_evaluation(stage: Stage, checked: Checked) -> list[str]:
     """Why a stage cannot be measured so."""
-    needs = checked.algorithm.needs
     if checked.recipe.data.eval is None:
         return ["data.eval: missing, so there is nothing to evaluate on; add it"]
+    if checked.row is None:
+        return []
+    needs = checked.row.needs
     if stage.own_recipe and (needs.scorer or (needs.given and needs.reference)):
         return [
             f"evaluate: 'stage:{stage.evaluates}' with other keys beside it, but {checked.algorithm.name} is measured "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
-from posttrain.build.wants import wanted
+from posttrain.build.wants import new_tokens, wanted
 from posttrain.data.chat import Chat
 from posttrain.data.rows import columns_of, read_rows
 from posttrain.data.shapes import Wanted, require
@@ -39,37 +39,14 @@ class Read:
 
 def read(checked: Checked, checkpoint: Checkpoint) -> Read:
     """Every source of the recipe, training rows that are also held out taken away. Raises DataError."""
-    recipe, needs = checked.recipe, checked.algorithm.needs
-    chat = Chat(checkpoint.tokenizer, stop_tokens(checkpoint.folder, checkpoint.tokenizer))
-    room = recipe.model.max_length or context_length(Location("folder", checkpoint.folder))
-    new = max(recipe.rollout.max_tokens, recipe.evaluation.max_tokens or 0)
-    out, limit = Read(), recipe.data.max_prompt_tokens or (room - new if room else None)
+    recipe, needs, out = checked.recipe, checked.algorithm.needs, Read()
+    assert recipe.data.train is not None
+    chat, room, limit = _room(checked, checkpoint)
     samples = needs.sampler or bool(recipe.rewards and recipe.data.eval)
     if recipe.data.eval:
         _read_held(checked, chat, room, limit if samples else None, out)
     if needs.given:
-        asked = _wanted(checked, recipe.data.train, room, "data.train")
-        out.given, about = groups(recipe.data.train, chat, "data.train", asked)
-        held = _held_tokens(checked, chat, room, out)
-        apart = [group for group in out.given if group.prompt.tokens not in held]
-        if not apart:
-            raise DataError("data: every training row also stands in data.eval; use another split, file or rows for it")
-        kept = [g for g in apart if limit is None or len(g.prompt.tokens) <= limit] if needs.sampler else apart
-        if not kept:
-            raise DataError(f"data.train: no prompt has {limit} tokens or fewer; raise data.max_prompt_tokens")
-        out.reports["data.train"] = replace(
-            about,
-            kept=len(kept),
-            held_out=len(out.given) - len(apart),
-            too_long=about.too_long + len(apart) - len(kept),
-        )
-        if len(kept) < recipe.optimizer.prompts_per_step:
-            raise DataError(
-                f"data.train: {len(kept)} rows, but optimizer.prompts_per_step: {recipe.optimizer.prompts_per_step}: a "
-                "row would stand in a step twice; lower it or add rows"
-            )
-        out.given = kept
-        out.train = [group.prompt for group in kept]
+        _read_given(checked, recipe.data.train, chat, (room, limit), out)
     else:
         out.train, about = prompts(recipe.data.train, chat, "data.train", limit)
         out.train, removed = hold_out(out.train, out.held_prompts)
@@ -78,9 +55,61 @@ def read(checked: Checked, checkpoint: Checkpoint) -> Read:
         more = Wanted(max_length=room, max_faulty_share=recipe.data.max_faulty_share)
         out.auxiliary, about = groups(recipe.data.auxiliary.data, chat, "data.auxiliary.data", more)
         out.reports["data.auxiliary"] = about
-    longest = max(len(p.tokens) for p in [*out.train, *out.held_prompts]) + new
-    out.max_length = min(longest, room) if room else longest
+    out.max_length = _longest(checked, room, [*out.train, *out.held_prompts])
     return out
+
+
+def read_held(checked: Checked, checkpoint: Checkpoint) -> Read:
+    """The held-out rows alone, exactly as `read` reads them. Raises DataError."""
+    chat, room, limit = _room(checked, checkpoint)
+    out, recipe = Read(), checked.recipe
+    samples = bool(recipe.rewards) or (checked.row is not None and checked.row.needs.sampler)
+    _read_held(checked, chat, room, limit if samples else None, out)
+    if out.held_prompts:
+        out.max_length = _longest(checked, room, out.held_prompts)
+    return out
+
+
+def _room(checked: Checked, checkpoint: Checkpoint) -> tuple[Chat, int | None, int | None]:
+    """The chat, the model's context, and what it leaves for a prompt."""
+    recipe = checked.recipe
+    chat = Chat(checkpoint.tokenizer, stop_tokens(checkpoint.folder, checkpoint.tokenizer))
+    room = recipe.model.max_length or context_length(Location("folder", checkpoint.folder))
+    return chat, room, recipe.data.max_prompt_tokens or (room - new_tokens(recipe, checked.row) if room else None)
+
+
+def _longest(checked: Checked, room: int | None, asked: Sequence[Prompt]) -> int:
+    longest = max(len(prompt.tokens) for prompt in asked) + new_tokens(checked.recipe, checked.row)
+    return min(longest, room) if room else longest
+
+
+def _read_given(
+    checked: Checked, source: Source, chat: Chat, room_limit: tuple[int | None, int | None], out: Read
+) -> None:
+    """Training rows that bring answers."""
+    recipe, needs, (room, limit) = checked.recipe, checked.algorithm.needs, room_limit
+    asked = _wanted(checked, source, room, "data.train")
+    out.given, about = groups(source, chat, "data.train", asked)
+    held = _held_tokens(checked, chat, room, out)
+    apart = [group for group in out.given if group.prompt.tokens not in held]
+    if not apart:
+        raise DataError("data: every training row also stands in data.eval; use another split, file or rows for it")
+    kept = [g for g in apart if limit is None or len(g.prompt.tokens) <= limit] if needs.sampler else apart
+    if not kept:
+        raise DataError(f"data.train: no prompt has {limit} tokens or fewer; raise data.max_prompt_tokens")
+    out.reports["data.train"] = replace(
+        about,
+        kept=len(kept),
+        held_out=len(out.given) - len(apart),
+        too_long=about.too_long + len(apart) - len(kept),
+    )
+    if len(kept) < recipe.optimizer.prompts_per_step:
+        raise DataError(
+            f"data.train: {len(kept)} rows, but optimizer.prompts_per_step: {recipe.optimizer.prompts_per_step}: a "
+            "row would stand in a step twice; lower it or add rows"
+        )
+    out.given = kept
+    out.train = [group.prompt for group in kept]
 
 
 def _read_held(checked: Checked, chat: Chat, room: int | None, limit: int | None, out: Read) -> None:
@@ -88,11 +117,11 @@ def _read_held(checked: Checked, chat: Chat, room: int | None, limit: int | None
     recipe = checked.recipe
     source = recipe.data.eval
     assert source is not None
-    if recipe.rewards or checked.algorithm.needs.sampler:
+    if recipe.rewards or (checked.row is not None and checked.row.needs.sampler):
         found, about = prompts(source, chat, "data.eval", limit, conditioning=recipe.data.conditioning)
         out.held_prompts, repeated = distinct(found)
         out.reports["data.eval"] = replace(about, kept=len(out.held_prompts), duplicates=repeated)
-    if not checked.algorithm.needs.given:
+    if not checked.reads_answers:
         return
     asked = _wanted(checked, source, room, "data.eval")
     if recipe.rewards and not _fits(source, asked):
@@ -103,7 +132,7 @@ def _read_held(checked: Checked, chat: Chat, room: int | None, limit: int | None
     out.held = list(reversed(seen.values()))
     about = replace(about, kept=len(out.held), duplicates=len(found_groups) - len(out.held))
     out.reports["data.eval answers" if recipe.rewards else "data.eval"] = about
-    if checked.algorithm.needs.scorer and not _differ(out.held):
+    if checked.scores and not _differ(out.held):
         raise DataError("data.eval: no two answers, or steps of one, differ in worth: nothing can be measured on it")
 
 

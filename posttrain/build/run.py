@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +12,13 @@ from transformers.utils.logging import disable_progress_bar
 from posttrain.build import companions, wire
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
+from posttrain.build.heading import header, refuse_other
 from posttrain.build.measure import figures
 from posttrain.build.measure import measure as measure_scorer
-from posttrain.build.reading import Read, read
+from posttrain.build.reading import Read, read, read_held
 from posttrain.errors import RecipeError
 from posttrain.evaluation import evaluate as measure
+from posttrain.evaluation import items
 from posttrain.evaluation import summary as summarise
 from posttrain.learner.checkpoint import restore
 from posttrain.loops.held_out import HeldOutAnswers
@@ -23,16 +26,19 @@ from posttrain.loops.offline import offline
 from posttrain.loops.online import online
 from posttrain.metrics import RunFolder, open_sinks
 from posttrain.metrics.curves import draw
+from posttrain.metrics.results import Results, results_path, write
 from posttrain.models.checkpoint import load_policy, merged_weights
 from posttrain.recipe import Recipe, dump
 from posttrain.rewards import Grader
 
 console = Console(soft_wrap=True, highlight=False)
+notes = Console(stderr=True, soft_wrap=True, highlight=False)
+"""What is said beside figures that may be read by a program."""
 
 
 def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
     """Run a recipe to its last step and return its summary, which also stands in `summary.json`."""
-    recipe = checked.recipe
+    recipe, algorithm = checked.recipe, checked.algorithm
     folder = RunFolder(recipe.run.folder)
     disable_progress_bar()
     with folder.lock():
@@ -48,7 +54,7 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
         sinks = open_sinks(recipe.run.sinks, folder, recipe)
         try:
             console.print(f"starting the learner on {checkpoint.device}")
-            if checked.algorithm.source.kind in ("given", "conditioned"):
+            if algorithm.source.kind in ("given", "conditioned"):
                 with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
                     offline(given)
                 # The learner's memory is wanted by what measures it.
@@ -59,7 +65,7 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
         finally:
             for sink in sinks:
                 sink.close()
-        if checked.algorithm.needs.scorer and data.held:
+        if algorithm.needs.scorer and data.held:
             console.print("measuring the reward model")
             measured(checked, folder, data)
         return finish(checked, folder, time.perf_counter() - started)
@@ -69,8 +75,8 @@ def measured(checked: Checked, folder: RunFolder, data: Read | None = None) -> d
     """The figures of a run's newest reward model, also written on its card, in the run and beside the weights."""
     step, place = wire.newest_policy(folder)
     checkpoint = wire.open_checkpoint(checked.recipe, place)
-    data = read(checked, checkpoint) if data is None else data
-    if not data.held:
+    data = read_held(checked, checkpoint) if data is None and checked.recipe.data.eval else data
+    if data is None or not data.held:
         raise RecipeError(["data.eval: missing, so there is nothing to measure a reward model on; add it"])
     card = measure_scorer(checked, checkpoint, data, [place, folder.path])
     return {"model": str(folder.path), "step": step, **figures(card)}
@@ -93,24 +99,29 @@ def finish(checked: Checked, folder: RunFolder, seconds: float) -> dict[str, Any
     return summary
 
 
-def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
+def evaluate(checked: Checked, folder: RunFolder | None, out: Path | None = None) -> dict[str, Any]:
     """Figures of the recipe's model as it comes, or of a run's newest checkpoint: accuracy on what it says to held-out
     prompts, what it makes of held-out answers, or a reward model's card. RecipeError without data.eval.
+
+    What it says is written down as results: in `out`, else in the run folder (the recipe's own where none is given).
     """
     recipe = checked.recipe
     if recipe.data.eval is None:
         raise RecipeError(["data.eval: missing, so there is nothing to evaluate on; add it"])
     disable_progress_bar()
-    if checked.algorithm.needs.scorer:
+    if checked.scores:
         if folder is None:
             raise RecipeError(["algorithm: it trains a reward model; evaluate the folder of its run"])
         return measured(checked, folder)
     step, policy = wire.newest_policy(folder) if folder else (0, None)
     checkpoint = wire.open_checkpoint(recipe, policy)
-    data = read(checked, checkpoint)
+    data = read_held(checked, checkpoint)
+    for key, report in data.reports.items():
+        notes.print(f"{key}: {report}")
     found: dict[str, Any] = {}
     if data.held_prompts and recipe.rewards:
-        found |= _responses(recipe, checkpoint, data, step)
+        path = out or results_path(folder.path if folder else recipe.run.folder, step)
+        found |= _responses(recipe, checkpoint, data, step, path)
     if data.held:
         learner = wire.make_learner(checked, wire.open_checkpoint(recipe))
         if folder:
@@ -120,13 +131,17 @@ def evaluate(checked: Checked, folder: RunFolder | None) -> dict[str, Any]:
     return {"model": str(folder.path if folder else recipe.model.path), "step": step, **found}
 
 
-def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int) -> dict[str, Any]:
-    """What the model in a checkpoint says to held-out prompts, graded."""
+def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int, path: Path) -> dict[str, Any]:
+    """What the model in a checkpoint says to held-out prompts, graded, and written down in `path`."""
     plain = recipe.model.model_copy(update={"lora": None})
+    heading = header(recipe, checkpoint, data.held_prompts, step)
+    refuse_other(path, heading)
     with Grader(recipe.rewards, recipe.grading) as grader:
         sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
         model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
         sampler.load(merged_weights(model), step)
         benchmark = wire.make_benchmark(recipe, data.held_prompts, grader)
         assert benchmark is not None
-        return measure(sampler, benchmark).metrics
+        result = measure(sampler, benchmark)
+    write(path, Results(heading, items(benchmark, result.groups)))
+    return {**result.metrics, "results": str(path)}

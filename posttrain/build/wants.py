@@ -1,4 +1,4 @@
-"""What an algorithm asks of answers that come with the data. Imports no torch."""
+"""What an algorithm asks of answers that come with the data, and how long responses may be. Imports no torch."""
 
 from __future__ import annotations
 
@@ -34,3 +34,9 @@ def wanted(
         max_faulty_share=data.max_faulty_share,
         in_context=needs.in_context,
     )
+
+
+def new_tokens(recipe: Recipe, algorithm: Algorithm | None) -> int:
+    """The most tokens a response may have, in training or when it is measured."""
+    measured = recipe.evaluation.max_tokens or recipe.rollout.max_tokens
+    return measured if algorithm is None else max(measured, recipe.rollout.max_tokens)

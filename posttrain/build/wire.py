@@ -13,11 +13,12 @@ from posttrain.algorithms.state import RowState, Terms
 from posttrain.build import companions
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
+from posttrain.build.heading import header
 from posttrain.build.learners import make_learner, make_scorer
 from posttrain.build.reading import Read
 from posttrain.data.stream import GroupStream, PromptStream
 from posttrain.errors import ModelError, PosttrainError
-from posttrain.evaluation import Benchmark, evaluate
+from posttrain.evaluation import Benchmark, evaluate, items
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
 from posttrain.learner import Learner
@@ -32,6 +33,7 @@ from posttrain.loops.progress import Keeper, Measure, Progress
 from posttrain.loops.reference_cache import ReferenceCache
 from posttrain.loops.sampled_kl import SampledKl
 from posttrain.metrics import Report, RunFolder, Sink
+from posttrain.metrics.results import Results, results_path, write
 from posttrain.models.checkpoint import load_policy, load_tokenizer, original_head, stop_tokens
 from posttrain.models.gguf import checkpoint_folder
 from posttrain.recipe import Recipe
@@ -88,7 +90,23 @@ def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grader) -> Be
         greedy=settings.greedy,
         seed=recipe.run.seed,
         best_of=settings.best_of,
+        top_p=settings.top_p,
+        # Twice what the engine decodes at one time: it is never short of work before the end of such a part.
+        at_once=2 * recipe.hardware.sampler.max_sequences,
     )
+
+
+def keeper(
+    recipe: Recipe, checkpoint: Checkpoint, folder: RunFolder, benchmark: Benchmark | None
+) -> Callable[[int, Sequence[Group]], None]:
+    """Writes the results of a step's evaluation into the run."""
+
+    def keep(step: int, groups: Sequence[Group]) -> None:
+        assert benchmark is not None
+        found = Results(header(recipe, checkpoint, benchmark.prompts, step), items(benchmark, groups))
+        write(results_path(folder.path, step), found)
+
+    return keep
 
 
 @contextlib.contextmanager
@@ -106,9 +124,8 @@ def wired_online(
         learning = make_learning(checked, data, _names(grader))
         stream = PromptStream(data.train, recipe.run.seed)
         opponents = int(checked.algorithm.opponent.settings.get("opponent_responses", 0))
-        measures: list[Measure] = []
-        if isinstance(grader, Grader):
-            measures += generated(engine, make_benchmark(recipe, data.held_prompts, grader))
+        benchmark = make_benchmark(recipe, data.held_prompts, grader) if isinstance(grader, Grader) else None
+        measures = generated(engine, benchmark)
         if data.held:
             measures.append(HeldOutAnswers(learner, checked.algorithm, data.held, learning.terms.references))
         yield Online(
@@ -119,7 +136,14 @@ def wired_online(
             draw=Draw(optimizer.prompts_per_step, rollout.group_size, sampling, recipe.run.seed, opponents),
             gate=ParityGate(learner, checkpoint.dtype, lambda: original_head(checkpoint.folder)),
             progress=Progress(
-                folder, sinks, recipe.run, learner, keepers(stream, learning), measures, _published(engine)
+                folder,
+                sinks,
+                recipe.run,
+                learner,
+                keepers(stream, learning),
+                measures,
+                _published(engine),
+                keeper(recipe, checkpoint, folder, benchmark),
             ),
             reference=recipe.reference,
             given={group.prompt.id: group for group in data.given},
@@ -143,9 +167,8 @@ def wired_offline(
         engine = Hybrid(learner, sampler) if sampler is not None else None
         if recipe.reference.cache:
             learning = replace(learning, cache=_cache(checked, folder, data, checkpoint, learner))
-        measures: list[Measure] = []
-        if engine is not None and isinstance(grader, Grader):
-            measures += generated(engine, make_benchmark(recipe, data.held_prompts, grader))
+        benchmark = make_benchmark(recipe, data.held_prompts, grader) if isinstance(grader, Grader) else None
+        measures = generated(engine, benchmark)
         if data.held and isinstance(learner, ScorerLearner):
             measures.append(HeldOutPairs(learner, algorithm, data.held))
         elif data.held:
@@ -165,7 +188,14 @@ def wired_offline(
             learning=learning,
             stream=stream,
             progress=Progress(
-                folder, sinks, recipe.run, learner, keepers(stream, learning), measures, _published(engine)
+                folder,
+                sinks,
+                recipe.run,
+                learner,
+                keepers(stream, learning),
+                measures,
+                _published(engine),
+                keeper(recipe, checkpoint, folder, benchmark),
             ),
             reference=recipe.reference,
             groups_per_step=recipe.optimizer.prompts_per_step,
@@ -174,9 +204,9 @@ def wired_offline(
         )
 
 
-def generated(engine: Hybrid, benchmark: Benchmark | None) -> list[Measure]:
-    """Held-out accuracy of what the present policy says; nothing without a benchmark."""
-    if benchmark is None:
+def generated(engine: Hybrid | None, benchmark: Benchmark | None) -> list[Measure]:
+    """Held-out accuracy of what the present policy says; nothing without an engine or a benchmark."""
+    if engine is None or benchmark is None:
         return []
 
     def measure() -> tuple[Report, Sequence[Group]]:

@@ -15,7 +15,7 @@ from posttrain.data.faults import FaultyRowError
 from posttrain.data.rows import Row, nearest
 from posttrain.data.shapes import CONVERSATIONS
 from posttrain.errors import DataError
-from posttrain.recipe import Source
+from posttrain.recipe import Shot, Source
 from posttrain.types import Message
 
 Turns = str | list[Message]
@@ -52,7 +52,8 @@ def question(row: Row, source: Source, chat: Chat) -> Turns:
             "no prompt, messages, chosen and rejected, question or problem among the columns "
             f"({', '.join(row)}); set `prompt`, as in prompt: '{{{next(iter(row), 'text')}}}', or rename with `columns`"
         )
-    return with_system(_as_asked(asked, chat), source.system)
+    asked = with_shots(_as_asked(asked, chat), source.shots, chat)
+    return with_system(asked, source.system)
 
 
 def conditioned(asked: Turns, text: str) -> Turns:
@@ -66,7 +67,8 @@ def conditioned(asked: Turns, text: str) -> Turns:
 
 
 def fill(template: str, row: Row) -> str:
-    """A template with its {column} placeholders filled; {{ and }} are braces, and other braces stay as they are.
+    """A template with its {column} placeholders filled, a list of texts by one a line; {{ and }} are braces, and
+    other braces stay as they are.
 
     Raises FaultyRowError for a column that is empty, DataError for one that the row lacks, and for LaTeX as in
     \\boxed{answer}, which would show the answer.
@@ -87,7 +89,9 @@ def fill(template: str, row: Row) -> str:
             )
         if row[name] is None:
             raise FaultyRowError("missing side", f"column {name!r}, which the prompt template names, is empty")
-        return str(row[name])
+        found = row[name]
+        lines = isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(v, str) for v in found)
+        return "\n".join(found) if lines else str(found)
 
     return PLACEHOLDER.sub(value, template)
 
@@ -134,6 +138,25 @@ def with_system(asked: Turns, system: str | None) -> Turns:
     if asked and asked[0]["role"] == "system":
         raise DataError("the row has a system message of its own; leave `system` out")
     return [{"role": "system", "content": system}, *asked]
+
+
+def with_shots(asked: Turns, shots: Sequence[Shot], chat: Chat) -> Turns:
+    """The question with the recipe's solved examples before it: earlier turns, or the text of a base model's prompt.
+
+    Raises DataError where there is no place for them.
+    """
+    if not shots:
+        return asked
+    if isinstance(asked, str):
+        raise DataError("the prompt is rendered already, so `shots` cannot be put before it; leave them out")
+    if not chat.has_template and len(asked) == 1:
+        before = "".join(f"{shot.asked}\n{shot.said}\n\n" for shot in shots)
+        return [{**asked[0], "content": f"{before}{asked[0]['content']}\n"}]
+    turns: list[Message] = []
+    for shot in shots:
+        turns += [{"role": "user", "content": shot.asked}, {"role": "assistant", "content": shot.said}]
+    after = 1 if asked[0]["role"] == "system" else 0
+    return [*asked[:after], *turns, *asked[after:]]
 
 
 def shared_prompt(chosen: Turns, rejected: Turns, chat: Chat) -> tuple[Turns, Turns, Turns]:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ def read_rows(source: Source, key: str) -> list[Row]:
     if isinstance(source, ReasoningGymSource):
         raw = _reasoning_gym(source, key)
     elif isinstance(source, FileSource):
-        raw = list(islice(_file_rows(source.path, key), source.skip, _stop(source)))
+        raw = list(islice(_dated(_file_rows(source.path, key), source, key), source.skip, _stop(source)))
     else:
         raw = _hub(source, key)
     if not raw:
         behind = f" behind {key}.skip: {source.skip}" if source.skip else ""
+        behind += f" in {key}.since: {source.since.first} to {source.since.last}" if source.since else ""
         raise DataError(f"{key}: {name_of(source)} has no rows{behind}")
     names = list(dict.fromkeys(name for row in raw for name in row))
     taken = _origins(names, source.columns, key)
@@ -128,6 +130,8 @@ def _tasks(key: str) -> dict[str, tuple[Path, str]]:
 
 def _reasoning_gym(source: ReasoningGymSource, key: str) -> list[Row]:
     check_task(source, key)
+    if source.since is not None:
+        raise DataError(f"{key}.since: problems that are made have no dates; leave it out")
     from reasoning_gym import create_dataset
 
     stop = _stop(source)
@@ -213,7 +217,28 @@ def _hub(source: HubSource, key: str) -> list[Row]:
             f"{key}: cannot load {name_of(source)} from the Hugging Face hub ({reason}); check path, name and split, "
             f"or download it once and write {{source: file, path: FOLDER/*.parquet}}"
         ) from error
-    return list(islice(data, source.skip, _stop(source)))
+    return list(islice(_dated(data, source, key), source.skip, _stop(source)))
+
+
+def _dated(rows: Iterable[Row], source: Source, key: str) -> Iterator[Row]:
+    """The rows of the days that the source keeps. Raises DataError for a row without a date."""
+    since = source.since
+    for number, row in enumerate(rows):
+        if since is None:
+            yield row
+            continue
+        if since.column not in row:
+            raise DataError(f"{key}.since.column: no column {since.column!r}; {nearest(since.column, row)}")
+        value = row[since.column]
+        try:
+            # A datetime's text begins with its day too.
+            day = date.fromisoformat(str(value)[:10])
+        except ValueError:
+            raise DataError(
+                f"{key}.since.column: row {number} has {value!r:.40} in {since.column!r}, no date as in 2024-08-31"
+            ) from None
+        if (since.first is None or since.first <= day) and (since.last is None or day <= since.last):
+            yield row
 
 
 def _stop(source: Source) -> int | None:

@@ -44,6 +44,8 @@ class Progress:
     measures: Sequence[Measure] = ()
     drain: Callable[[], Report] = field(default=Report)
     """What else happened since the last step, as publishing weights."""
+    keep: Callable[[int, Sequence[Group]], None] = lambda step, groups: None
+    """What becomes of the responses to held-out prompts beside the roll-outs: they are written down as results."""
 
     def resume(self) -> int:
         """Restore the newest complete checkpoint and drop what was written after it; the step to go on from."""
@@ -77,6 +79,7 @@ class Progress:
                 report += Report.sum("eval/seconds", time.perf_counter() - at)
             if seen:
                 self.folder.write_rollouts("eval", step, records(step, seen, Learnt()))
+                self.keep(step, seen)
         if step and run.rollouts:
             self.folder.write_rollouts("step", step, records(step, groups, learnt))
         report += self.drain() + Report.sum("step/seconds", time.perf_counter() - started)

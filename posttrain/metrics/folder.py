@@ -5,6 +5,7 @@ environment.json                what it runs on; `earlier` lists where it ran be
 metrics.jsonl                   one object per step, `step` first
 rollouts/step-000001.jsonl      one record per roll-out of a step, see `records`
 rollouts/eval-000000.jsonl      the same for an evaluation
+evaluations/step-000000.jsonl   its results: see `results`
 checkpoints/step-000001/        complete once it holds manifest.json
 summary.json, curves.png        written at the end
 run.lock                        held while the run is alive, with its pid inside
@@ -23,6 +24,7 @@ from posttrain.errors import PosttrainError
 from posttrain.metrics import durable
 from posttrain.metrics.continuation import refusals
 from posttrain.metrics.environment import environment
+from posttrain.metrics.results import result_steps, results_path
 from posttrain.recipe.load import read_yaml
 
 RolloutKind = Literal["step", "eval"]
@@ -57,7 +59,7 @@ class RunFolder:
         durable.write_atomically(recipe_path, [recipe_yaml])
         for name in ("rollouts", "checkpoints"):
             (self.path / name).mkdir(exist_ok=True)
-        for folder in (self.path, self.path / "rollouts"):
+        for folder in (self.path, self.path / "rollouts", self.path / "evaluations"):
             durable.remove_partials(folder)
         durable.drop_torn_line(self._metrics)
         self._last_step = None
@@ -103,8 +105,8 @@ class RunFolder:
         return durable.read_lines(self._metrics) if self._metrics.is_file() else []
 
     def truncate_after(self, step: int) -> None:
-        """Forget metrics and roll-outs of later steps, and torn lines: what is left is as if the run had stopped at
-        `step`. Checkpoints stay."""
+        """Forget metrics, roll-outs and results of later steps, and torn lines: what is left is as if the run had
+        stopped at `step`. Checkpoints stay."""
         if self._metrics.is_file():
             kept = [line for line in self.read_metrics() if line["step"] <= step]
             durable.write_atomically(self._metrics, (durable.to_json(line, "metrics") + "\n" for line in kept))
@@ -112,6 +114,8 @@ class RunFolder:
         for kind in kinds:
             for later in (s for s in self.rollout_steps(kind) if s > step):
                 self.rollout_path(kind, later).unlink()
+        for later in (s for s in result_steps(self.path) if s > step):
+            results_path(self.path, later).unlink()
         self._last_step = None
 
     def rollout_path(self, kind: RolloutKind, step: int) -> Path:
@@ -167,7 +171,9 @@ class RunFolder:
             raise PosttrainError(f"{self.path} is a file: run.folder needs a folder")
         if not self.path.is_dir() or self.exists():
             return
-        other = sorted(p.name for p in self.path.iterdir() if p.name != "run.lock" and p.suffix != durable.PARTIAL)
+        # A recipe may have been evaluated before it is trained.
+        own = ("run.lock", "evaluations")
+        other = sorted(p.name for p in self.path.iterdir() if p.name not in own and p.suffix != durable.PARTIAL)
         if other:
             names = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
             raise PosttrainError(f"{self.path} is no run folder but holds {names}: use an empty or new run.folder")

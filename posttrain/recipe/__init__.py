@@ -6,22 +6,19 @@ from posttrain.recipe.blocks import (
     Conditioning,
     Data,
     Evaluation,
-    FileSource,
     Grading,
     Hardware,
-    HubSource,
     Learner,
     Optimizer,
-    ReasoningGymSource,
     Recipe,
     Reward,
     Rollout,
     Run,
     Sampler,
-    Source,
 )
 from posttrain.recipe.load import dump, load, parse
 from posttrain.recipe.policies import Critic, Lora, Model, Reference, ReferencePolicy
+from posttrain.recipe.sources import FileSource, HubSource, ReasoningGymSource, Shot, Since, Source
 
 __all__ = [
     "AlgorithmChoice",
@@ -46,6 +43,8 @@ __all__ = [
     "Rollout",
     "Run",
     "Sampler",
+    "Shot",
+    "Since",
     "Source",
     "dump",
     "load",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from posttrain.recipe.policies import Block, Critic, Model, Reference
+from posttrain.recipe.sources import Source
 
 
 class AlgorithmChoice(Block):
@@ -21,53 +22,6 @@ class AlgorithmChoice(Block):
     def overrides(self) -> dict[str, Any]:
         """Everything beside the name: checked against the row, where the keys are known."""
         return dict(self.__pydantic_extra__ or {})
-
-
-class SourceFields(Block):
-    """What every source of prompts has in common."""
-
-    prompt: str | None = None
-    """A template over the row's columns, as in "{question} Answer with a number."; the usual columns otherwise."""
-    system: str | None = None
-    """A system message put before the prompt."""
-    columns: dict[str, str] = Field({})
-    """Names that verifiers expect, mapped to the data set's own: {answer: solution}."""
-    skip: int = Field(0, ge=0)
-    """Leave out the first so many rows."""
-    limit: PositiveInt | None = None
-    """Keep so many rows after those."""
-
-
-class ReasoningGymSource(SourceFields):
-    """Problems made by a reasoning_gym task, deterministic in (task, seed, config)."""
-
-    source: Literal["reasoning_gym"]
-    task: str
-    size: PositiveInt = 1000
-    seed: int = 0
-    config: dict[str, Any] = Field({})
-    """The task's own settings."""
-
-
-class FileSource(SourceFields):
-    """Rows of local .jsonl, .json or .parquet files."""
-
-    source: Literal["file"]
-    path: str
-    """A file, or a pattern that matches several; relative to the working directory."""
-
-
-class HubSource(SourceFields):
-    """A data set of the Hugging Face hub, or a folder in its layout."""
-
-    source: Literal["hub"]
-    path: str
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-Source = Annotated[ReasoningGymSource | FileSource | HubSource, Field(discriminator="source")]
 
 
 class Auxiliary(Block):
@@ -94,7 +48,8 @@ class Conditioning(Block):
 class Data(Block):
     """Where prompts come from. Prompts that also stand in `eval` are taken out of `train` and counted."""
 
-    train: Source
+    train: Source | None = None
+    """Left out where the recipe only evaluates."""
     eval: Source | None = None
     auxiliary: Auxiliary | None = None
     max_prompt_tokens: PositiveInt | None = None
@@ -130,6 +85,8 @@ class Grading(Block):
     """How often a crashed or raising grader is asked again before its roll-out leaves the group."""
     max_failure_rate: float = Field(0.5, gt=0, le=1)
     """Stop when more than this share of a step's verdicts failed for reasons that are not the policy's."""
+    cache: bool = True
+    """Keep the verdicts of verifiers that state a version, and do not ask twice for the same response and columns."""
 
 
 class Rollout(Block):
@@ -166,7 +123,8 @@ class Optimizer(Block):
 class Run(Block):
     """How long, where to, and what is kept."""
 
-    steps: PositiveInt
+    steps: int = Field(0, ge=0)
+    """Left out where the recipe only evaluates."""
     folder: Path
     seed: int = 0
     evaluate_every: int = Field(0, ge=0)
@@ -186,9 +144,11 @@ class Run(Block):
 class Evaluation(Block):
     """How held-out accuracy is measured."""
 
-    samples: PositiveInt = 8
-    """Completions per problem for avg@k."""
+    samples: int = Field(8, ge=0)
+    """Completions per problem for avg@k, pass@k and maj@k; 0 decodes greedily only."""
     temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Of the samples: draw from the likeliest tokens that have so much probability. Training never filters."""
     greedy: bool = True
     """Also decode each problem once at temperature 0."""
     max_tokens: PositiveInt | None = None
@@ -196,6 +156,14 @@ class Evaluation(Block):
     best_of: str | None = None
     """A grader's name: also measured is what the response is worth that it scores highest of n samples, to the others.
     """
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Evaluation:
+        if not self.samples and not self.greedy:
+            raise ValueError("evaluation.samples: 0 and evaluation.greedy: false measure nothing; change one of them")
+        if not self.samples and self.best_of is not None:
+            raise ValueError(f"evaluation.best_of: {self.best_of!r} chooses among samples; raise evaluation.samples")
+        return self
 
 
 class Learner(Block):
@@ -235,10 +203,10 @@ class Hardware(Block):
 
 
 class Recipe(Block):
-    """A complete run."""
+    """A complete run, or an evaluation: that has neither an algorithm, nor data.train, nor run.steps."""
 
     model: Model
-    algorithm: AlgorithmChoice
+    algorithm: AlgorithmChoice | None = None
     data: Data
     run: Run
     rewards: tuple[Reward, ...] = ()

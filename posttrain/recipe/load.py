@@ -18,6 +18,7 @@ WHY_NOT = {
     "rollout.top_k": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
     "rollout.min_p": "filters renormalise the engine's log-probabilities and bias every on-policy ratio; leave it out",
     "model.lora.dropout": "under dropout no log-probability could agree with the engine's; leave it out",
+    "evaluation.top_k": "evaluations filter by evaluation.top_p only",
     "run.evaluation": "evaluation is a block of its own, beside run",
     "seed": "the seed is run.seed",
     "steps": "the number of steps is run.steps",
@@ -65,14 +66,21 @@ SHORTHANDS = {"algorithm": "name", "model": "path"}
 """Blocks that may be written as one word, and the key this word is the value of."""
 
 
+SOURCES = ("reasoning_gym", "file", "hub")
+ASKED = ("prompt", "system", "shots", "columns", "since")
+"""Keys of a source that say how its rows are asked."""
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` wins key by key; mappings merge, everything else is replaced whole.
 
-    A mapping of another `source` has other keys, so it replaces the one before instead of merging with it; so does an
-    `algorithm` of another name. A shorthand such as `algorithm: NAME` is opened where keys are put over it.
+    A mapping of another `source` has other keys, so of the one before only what every source has stays: how a row is
+    asked, so that a benchmark's rows may come from a file. `skip` and `limit` count rows, which are others now. An
+    `algorithm` of another name replaces the one before. A shorthand such as `algorithm: NAME` is opened where keys are
+    put over it.
     """
-    if over.get("source", base.get("source")) != base.get("source"):
-        return dict(over)
+    if base.get("source") in SOURCES and over.get("source", base["source"]) != base["source"]:
+        base = {key: value for key, value in base.items() if key in ASKED}
     out = dict(base)
     for key, value in over.items():
         if key in SHORTHANDS and isinstance(value, dict) and isinstance(out.get(key), str):
@@ -151,8 +159,8 @@ def dump(recipe: Recipe) -> str:
 
 def _explain(item: dict[str, Any]) -> str:
     location = [str(part) for part in item["loc"]]
-    tags = {"reasoning_gym", "file", "hub"}
-    key = ".".join(p for i, p in enumerate(location) if not (i and p in tags and location[i - 1] in ("train", "eval")))
+    tags = {i for i, part in enumerate(location) if i and part in SOURCES and location[i - 1] in ("train", "eval")}
+    key = ".".join(part for i, part in enumerate(location) if i not in tags)
     key = key or "recipe"
     if item["type"] == "extra_forbidden":
         valid = _valid_keys(location[:-1])

@@ -7,24 +7,30 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from posttrain.types import Verdict
+
 OTHER = "other"
 """Name of the second parameter by which such a grader is known."""
 
 
 class WinRates:
     """Turns `preference(completion, other, **columns)`, the probability that `completion` is the better one, into one
-    score per response: the mean over all others (SPO, 2401.04056). Both orders are asked.
+    score per response: the mean over all others (SPO, 2401.04056). Both orders are asked. A preference with a method
+    `win_rates(texts, **columns)` makes them itself, as one that asks a service all its questions at once does.
     """
 
     def __init__(self, preference: Callable[..., Any]) -> None:
         self.preference = preference
 
-    def __call__(self, texts: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, texts: Sequence[str], **columns: Any) -> list[float | Verdict | None]:
         """One win rate per text; None where there is nothing to be compared with. Raises ValueError for a probability
         outside [0, 1].
         """
         if len(texts) < 2:
             return [None] * len(texts)
+        together = getattr(self.preference, "win_rates", None)
+        if together is not None:
+            return list(together(texts, **columns))
         return [
             sum(self._wins(text, other, columns) for j, other in enumerate(texts) if j != i) / (len(texts) - 1)
             for i, text in enumerate(texts)

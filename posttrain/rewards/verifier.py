@@ -29,7 +29,9 @@ class Verifier(Protocol):
     Keyword parameters are data set columns by name, `**columns` all of them; a parameter with a default may be absent.
     A method `prepare()`, where there is one, runs once in each worker before the clock of the first verdict starts. An
     attribute `memory_limit`, where there is one, is how many bytes its calls may add to what the worker holds then;
-    None sets no limit, to `prepare()` neither.
+    None sets no limit, to `prepare()` neither. An attribute `version`, where there is one, is a text that changes
+    whenever the verifier would grade something otherwise: it says that a verdict follows from settings, completion and
+    columns alone, and may be kept.
     """
 
     def __call__(self, completion: str, /, **columns: Any) -> float | Verdict: ...
@@ -51,6 +53,8 @@ class VerifierSignature:
     """It has `**columns`, so it gets every column of the row."""
     arguments: tuple[str, ...] = ()
     """Of what the Grader brings beside columns, what it takes; for an item verifier the name of its first parameter."""
+    version: str | None = None
+    """What it states of itself; None where its verdicts cannot be kept."""
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -119,7 +123,9 @@ def _check_settings(target: Callable[..., Any], reward: Reward, key: str) -> Non
 def signature_of(reward: Reward, key: str = "reward") -> VerifierSignature:
     """The columns a reward's verifier needs, read from its parameters. Raises RecipeError where it has no place for a
     completion."""
-    parameters = list(inspect.signature(load_verifier(reward, key)).parameters.values())
+    verifier = load_verifier(reward, key)
+    parameters = list(inspect.signature(verifier).parameters.values())
+    version = getattr(verifier, "version", None)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     name = reward.name or reward.verifier.rpartition(":")[2]
@@ -144,4 +150,5 @@ def signature_of(reward: Reward, key: str = "reward") -> VerifierSignature:
         optional=tuple(p.name for p in columns if p.default is not p.empty),
         takes_all=takes_all,
         arguments=tuple(arguments),
+        version=version if isinstance(version, str) else None,
     )

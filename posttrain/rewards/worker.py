@@ -11,10 +11,11 @@ import pickle
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,10 @@ class Part:
     reason: str = ""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     steps: tuple[tuple[int, float], ...] = ()
+    answer: str | None = None
+    offset: float | None = None
+    seconds: float | None = field(default=None, compare=False)
+    """How long the verifier took, its share of a group's time; None where that is not known."""
 
 
 _loaded: list[Callable[..., Any]] = []
@@ -109,15 +114,16 @@ def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
     try:
         index, arguments, columns = pickle.loads(payload)
         _limit_data(_limits[index])
+        started = time.perf_counter()
         value = _loaded[index](*arguments, **columns)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
-        if count is None:
-            return [_part(value)]
-        values = list(value)
-        if len(values) != count:
+        values = [value] if count is None else list(value)
+        seconds = (time.perf_counter() - started) / max(len(values), 1)
+        if count is not None and len(values) != count:
             raise ValueError(f"returned {len(values)} rewards for {count} completions")
-        return [Part(None, "skipped") if v is None else _part(v) for v in values]
+        skips = count is not None
+        return [Part(None, "skipped") if v is None and skips else replace(_part(v), seconds=seconds) for v in values]
     except BaseException as error:
         return f"{type(error).__name__}: {error!s:.300}"
     finally:
@@ -126,7 +132,8 @@ def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
 
 def _part(value: Any) -> Part:
     if isinstance(value, Verdict):
-        return Part(value.score, value.status, value.reason, dict(value.parts), value.steps)
+        parts = dict(value.parts)
+        return Part(value.score, value.status, value.reason, parts, value.steps, value.answer, value.offset)
     if not hasattr(value, "__float__"):
         raise TypeError(f"returned {value!r:.80} where a number or a Verdict is due")
     if not math.isfinite(float(value)):
@@ -137,8 +144,10 @@ def _part(value: Any) -> Part:
 class Worker:
     """One process that grades. A pool of its own for each, so that whose crash it was is never a guess."""
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
+    def __init__(self, rewards: Sequence[Reward], start_limit: float = START_LIMIT) -> None:
+        """`start_limit`: seconds it may take to import its verifiers."""
         self._rewards = list(rewards)
+        self._start_limit = start_limit
         self._closed = False
         self._pending: Any = None
         self._pool = self._new_pool()
@@ -156,7 +165,7 @@ class Worker:
             self._pool = self._new_pool()
         self._pending = self._pool.schedule(function, args=args, timeout=limit)
         try:
-            return self._pending.result(limit + START_LIMIT)
+            return self._pending.result(limit + self._start_limit)
         except TimeoutError:
             if not self._pending.done():
                 self._stop()

@@ -14,6 +14,7 @@ from posttrain.recipe import Grading, Reward
 from posttrain.rewards import Grader
 from posttrain.types import Prompt, Rollout
 from posttrain_verifiers.reasoning_gym import ReasoningGym
+from tests.verifiers.shipped_rows import faults
 
 NO_KNOWN_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 """Tasks that state no answer: theirs is whatever their scorer accepts."""
@@ -80,6 +81,18 @@ def test_a_row_without_a_task_and_an_unknown_way_to_extract_are_errors() -> None
         ReasoningGym()("4", metadata={}, answer="4")
     with pytest.raises(ValueError, match="'last_lime'"):
         ReasoningGym("last_lime")  # type: ignore[arg-type]
+
+
+def test_every_row_of_the_audit_set_has_its_verdict() -> None:
+    assert faults("reasoning_gym", {"gold", "near_miss", "empty", "truncated", "hostile"}) == []
+
+
+def test_the_answer_of_a_verdict_is_what_was_scored_without_its_spacing() -> None:
+    sudoku = next(iter(reasoning_gym.create_dataset("mini_sudoku", size=1, seed=3)))
+    grid = sudoku["answer"]
+    verdict = ReasoningGym()(f"Here:\n{grid.replace(' ', '  ')} ", **sudoku)
+    assert verdict.answer == grid
+    assert ReasoningGym("tags")("no tags", **sudoku).answer is None
 
 
 def test_it_grades_in_worker_processes() -> None:

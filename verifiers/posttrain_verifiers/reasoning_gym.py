@@ -17,6 +17,8 @@ class ReasoningGym:
     `answer` is None) may want answers of several lines: use `tags` or `whole` there.
     """
 
+    version = "2"
+
     def __init__(self, extract: Literal["last_line", "tags", "whole"] = "last_line") -> None:
         if extract not in ("last_line", "tags", "whole"):
             raise ValueError(f"extract is 'last_line', 'tags' or 'whole', not {extract!r}")
@@ -36,6 +38,7 @@ class ReasoningGym:
         if not found:
             return Verdict(0.0, "unparsable", reason=f"no answer found ({self.extract})")
         task = metadata["source_dataset"]
+        said = "\n".join(" ".join(line.split()) for line in found.strip().split("\n"))
         entry = {"question": question or "", "answer": answer, "metadata": metadata}
         scorer = self._scorer(task)
         try:
@@ -44,7 +47,8 @@ class ReasoningGym:
             # Many scorers raise on an answer of another form. It is the row's fault only if the known answer fails too.
             scorer(answer or "", entry)
             return Verdict(0.0, "unparsable", reason=f"{task}: {type(error).__name__} for {found[:200]!r}")
-        return Verdict(score, reason=f"{task}: extracted {found[:200]!r}, known answer {str(answer)[:200]!r}")
+        reason = f"{task}: extracted {found[:200]!r}, known answer {str(answer)[:200]!r}"
+        return Verdict(score, reason=reason, answer=said)
 
     def _found(self, completion: str, answer: str | None) -> str:
         if self.extract == "tags":

@@ -1,0 +1,84 @@
+"""Verifiers that state a version, and count how often they are asked."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from posttrain.types import Verdict
+
+
+class Counted:
+    """Worth the length of the completion in tenths; writes every completion it is asked of into a file."""
+
+    version = "1"
+
+    def __init__(self, log: str, least: int = 0) -> None:
+        self.log, self.least = Path(log), least
+
+    def __call__(self, completion: str, *, answer: str = "", bonus: float = 0.0) -> Verdict:
+        with self.log.open("a", errors="backslashreplace") as log:
+            log.write(completion + "\n")
+        if completion == "raise":
+            raise ConnectionError("not now")
+        if completion == "hang":
+            time.sleep(600)
+        if completion == "unavailable":
+            return Verdict(None, "unavailable", reason="the service is away")
+        if completion == "no gold":
+            return Verdict(None, "unparsable", reason="no gold")
+        if not completion:
+            return Verdict(0.0, "unparsable", reason="empty")
+        score = len(completion) / 10 + bonus
+        return Verdict(score, "ok", {"length": score, "none": None}, f"said {completion!r}", ((0, 0.25),), completion)
+
+
+class Named(Counted):
+    """Another name."""
+
+
+class Whole(Counted):
+    """Sees every column."""
+
+    def __call__(self, completion: str, **columns: Any) -> Verdict:  # type: ignore[override]
+        return super().__call__(completion)
+
+
+class Together:
+    """A group at a time, with a version that cannot matter."""
+
+    version = "1"
+
+    def __init__(self, log: str) -> None:
+        self.log = Path(log)
+
+    def __call__(self, completions: list[str], **columns: Any) -> list[float]:
+        with self.log.open("a", errors="backslashreplace") as log:
+            log.write("group\n")
+        return [float(len(text)) for text in completions]
+
+
+class Against(Together):
+    """Two at a time."""
+
+    def __call__(self, completion: str, other: str) -> float:  # type: ignore[override]
+        with self.log.open("a", errors="backslashreplace") as log:
+            log.write("pair\n")
+        return 0.5
+
+
+def answered(completion: str, *, answer: str | None = None) -> Verdict:
+    """What stands before a colon is its worth, what stands behind it was taken for the answer."""
+    worth, _, found = completion.partition(":")
+    return Verdict(float(worth), answer=found or None)
+
+
+def margins(completions: list[str], **columns: Any) -> list[Verdict]:
+    """Worth 1 with a margin's part of its own: what the completion says."""
+    return [Verdict(1.0, offset=float(text)) for text in completions]
+
+
+def away(completion: str) -> Verdict:
+    """A service that only answers `a`."""
+    return Verdict(1.0) if completion == "a" else Verdict(None, "unavailable", reason="503")

@@ -1,0 +1,251 @@
+"""A sandbox: a warm isolated interpreter that programs are forked from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from posttrain_verifiers.sandbox import values
+from posttrain_verifiers.sandbox.limits import Ended, Limits, SandboxUnavailableError
+from posttrain_verifiers.sandbox.program import START_LIMIT, Ends, Program
+from posttrain_verifiers.sandbox.session import Session
+
+LANGUAGES = ("python",)
+_PACKAGE = Path(__file__).parent
+_START = """
+import sys, types
+for name, folder in (("posttrain_verifiers", sys.argv[1]), ("posttrain_verifiers.sandbox", sys.argv[2])):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from posttrain_verifiers.sandbox import zygote
+zygote.main(int(sys.argv[3]), int(sys.argv[4]))
+"""
+"""Packages without their contents, so that the process holds nothing but what it needs."""
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
+"""Of the warm process; a program's is empty. The seed is fixed, so a set is printed in the same order each time."""
+_WAYS_OUT = {
+    "Python": "the interpreter must start by itself",
+    "/proc": "mount /proc",
+    "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
+    "namespaces": "allow user namespaces: sysctl user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1"
+    " where there is one; in a container, a seccomp profile that lets unshare through",
+    "user mapping": "run as an ordinary user, or as root with CAP_SETUID and CAP_SETGID",
+    "root": "allow mounts in a user namespace: sysctl kernel.apparmor_restrict_unprivileged_userns=0 where there is"
+    " one; in a container, an AppArmor profile that lets mount through",
+}
+
+
+class Sandbox:
+    """Runs programs that may be hostile. Raises SandboxUnavailableError where it cannot; it never runs one without.
+
+    A program is a process in user, mount, pid, ipc, uts and network namespaces of its own, without capabilities,
+    behind a list of allowed system calls, with a root of nothing but Python's library and a tmpfs. Its environment is
+    empty. It sees no other process, and the first process of its pid namespace, which is ours, ends it whole.
+
+    Root needs nothing else: programs run as nobody (65534). An ordinary user needs a kernel that lets it make user
+    namespaces and mount in them: Debian's and Fedora's do, Ubuntu's since 23.10 needs the sysctl that the error
+    names. A Docker container with the default profiles allows neither unshare nor mount, so it is unavailable there:
+    start it with `--security-opt seccomp=unconfined --security-opt apparmor=unconfined`, or with a profile that
+    allows these calls.
+
+    It may be used by several threads, with several programs in flight. `language`: only python is there.
+    """
+
+    def __init__(self, language: str = "python", limits: Limits = Limits()) -> None:
+        if language not in LANGUAGES:
+            raise SandboxUnavailableError(f"language {language!r} is not there; use {', '.join(LANGUAGES)}")
+        self.language, self.limits = language, limits
+        self._lock = threading.Lock()
+        self._closed = False
+        self._owner = os.getpid()
+        self._control, self._process = _start()
+
+    def run(self, source: str, stdin: str = "", limits: Limits | None = None) -> Ended:
+        """How a whole program ended that was given this stdin, as `__main__`, and what it wrote.
+
+        The verdict is the caller's: `code` is what the program wants it to be.
+        """
+        request = values.dumps(["", "run", source])
+        program = self._program(limits or self.limits, stdin)
+        try:
+            return program.wait(request)
+        finally:
+            program.end("killed")
+
+    def open(self, source: str, limits: Limits | None = None) -> Session:
+        """The program, loaded as a module that is not `__main__`.
+
+        Raises ProgramError where its top level raises, ProgramEndedError where it does not come back.
+        """
+        return Session(self._program(limits or self.limits, ""), source)
+
+    def close(self) -> None:
+        """End it, and with it every program that still runs."""
+        with self._lock:
+            self._closed = True
+            self._stop()
+
+    def _stop(self) -> None:
+        # Its first process goes when it hears nothing more, and the guard after the last of them.
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._control.close()
+        try:
+            self._process.wait(START_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A fork of the owner holds a copy of this, and must leave the owner's alone.
+        if hasattr(self, "_process") and not self._closed and self._owner == os.getpid():
+            self.close()
+
+    def _program(self, limits: Limits, stdin: str) -> Program:
+        """A process that is isolated and waits for a program. A warm process that has gone is started again, once."""
+        if self._closed:
+            raise ValueError("the sandbox is closed")
+        used = self._control
+        try:
+            ends = self._fork(limits, stdin)
+        except (EOFError, ConnectionError):
+            with self._lock:
+                if self._control is used:
+                    self._process.kill()
+                    self._stop()
+                    self._control, self._process = _start()
+            ends = self._fork(limits, stdin)
+        return Program(ends, limits)
+
+    def _fork(self, limits: Limits, stdin: str) -> Ends:
+        channel, theirs = socket.socketpair()
+        status, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        given = _readable(stdin.encode("utf-8", "surrogatepass"))
+        try:
+            with self._lock:
+                request = json.dumps(asdict(limits)).encode()
+                socket.send_fds(self._control, [request], [given, out[1], err[1], theirs.fileno(), its.fileno()])
+                reply, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 1)
+            if not reply:
+                raise EOFError
+            if not descriptors:
+                raise SandboxUnavailableError(_described(json.loads(reply)))
+        except BaseException:
+            channel.close()
+            status.close()
+            os.close(out[0])
+            os.close(err[0])
+            raise
+        finally:
+            theirs.close()
+            its.close()
+            for descriptor in (given, out[1], err[1]):
+                os.close(descriptor)
+        return Ends(channel, status, out[0], err[0], descriptors[0])
+
+
+def _readable(text: bytes) -> int:
+    """A descriptor to read this from, like a file that was redirected."""
+    written = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        left = memoryview(text)
+        while left:
+            left = left[os.write(written, left) :]
+        return os.open(f"/proc/self/fd/{written}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(written)
+
+
+def _start() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    if not sys.platform.startswith("linux"):
+        raise SandboxUnavailableError("programs are isolated with Linux namespaces only; run on Linux")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    owner = os.pidfd_open(os.getpid())
+    with tempfile.TemporaryFile() as words, theirs:
+        command = [sys.executable, "-S", "-s", "-P", "-B", "-c", _START, str(_PACKAGE.parent), str(_PACKAGE)]
+        try:
+            process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(owner)],
+                pass_fds=(theirs.fileno(), owner),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=words,
+                env=ENVIRONMENT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxUnavailableError(_described({"missing": "Python", "reason": str(error)})) from None
+        finally:
+            os.close(owner)
+        theirs.close()
+        try:
+            _get_ready(ours, process)
+        except BaseException as error:
+            ours.close()
+            process.kill()
+            process.wait()
+            words.seek(0)
+            if isinstance(error, EOFError | ConnectionError):
+                last = words.read().decode(errors="replace").strip().splitlines()[-1:]
+                raise SandboxUnavailableError(_described({"missing": "Python", "reason": "".join(last)})) from None
+            raise
+    return ours, process
+
+
+def _get_ready(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    control.settimeout(START_LIMIT)
+    said: dict[str, Any] = {}
+    while "ready" not in said:
+        try:
+            text = control.recv(1 << 16)
+        except TimeoutError:
+            raise SandboxUnavailableError(_described({"missing": "Python", "reason": "no answer"})) from None
+        if not text:
+            raise EOFError
+        said = json.loads(text)
+        if "missing" in said:
+            raise SandboxUnavailableError(_described(said))
+        if "unshared" in said:
+            _map_user(process.pid)
+            control.send(b"mapped")
+    control.settimeout(None)
+
+
+def _map_user(pid: int) -> None:
+    """Let the first user of the process's namespace be nobody, or who we are where we are not root."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        if os.geteuid() == 0:
+            # Its own user comes second: it makes the mounts, and is then given up.
+            for name in ("uid_map", "gid_map"):
+                (folder / name).write_text("0 65534 1\n1 0 1\n")
+        else:
+            (folder / "setgroups").write_text("deny")
+            (folder / "uid_map").write_text(f"0 {os.geteuid()} 1\n")
+            (folder / "gid_map").write_text(f"0 {os.getegid()} 1\n")
+    except OSError as error:
+        raise SandboxUnavailableError(_described({"missing": "user mapping", "reason": str(error)})) from None
+
+
+def _described(said: dict[str, str]) -> str:
+    way_out = _WAYS_OUT.get(said["missing"], "see the reason")
+    return (
+        f"no isolation for programs here: {said['missing']} is missing ({said['reason']}); {way_out}. Nothing was run."
+    )
