@@ -99,6 +99,8 @@ class Verdict:
     """
     answer: str | None = None
     """What was taken for the answer, written so that equal answers are equal texts; None where none can be told."""
+    lasting: bool = True
+    """Whether the same would be said on another day: of what ran into a limit of time that is not known."""
     offset: float | None = None
     """A response's part of its group's margins, where its score does not say it: a margin is the difference of two."""
 

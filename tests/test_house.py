@@ -24,9 +24,9 @@ PACKAGES = ["posttrain", "verifiers/posttrain_verifiers", "reward_models/posttra
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 
-LIMITS = {"constant": 7, "clip_cov": 7, "mpo": 7, "kto": 8, "kto_apo_zero": 8}
+LIMITS = {"constant": 7, "clip_cov": 7, "mpo": 7, "kto": 8, "kto_apo_zero": 8, "audit": 9}
 """A reduction takes the step's two denominators beside the tensors; its signature is the same for all. The others are
-objectives: three or four inputs, and numbers of which a recipe sets each by its name."""
+objectives: three or four inputs, and numbers of which a recipe sets each by its name; and a command's options."""
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
@@ -93,6 +93,7 @@ def test_a_catalogued_cell_has_exactly_its_formulas_parameters() -> None:
             function = getattr(importlib.import_module(f"posttrain.objectives.{module}"), name)
             signature = inspect.signature(function).parameters
             defaults = {p.name: p.default for p in signature.values() if p.default is not p.empty}
+            defaults = {n: d for n, d in defaults.items() if n not in entry.takes}
             read = {n: p.default for n, p in entry.parameters.items() if p.formula}
             # The recipe fills what a formula cannot do without: no default there, None here.
             derived = {n for n in read if n in signature and n not in defaults}

@@ -9,6 +9,7 @@ from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
 from posttrain.build.wants import new_tokens, wanted
 from posttrain.data.chat import Chat
+from posttrain.data.contamination import Contamination, contamination
 from posttrain.data.rows import columns_of, read_rows
 from posttrain.data.shapes import Wanted, require
 from posttrain.data.sources import SourceReport, distinct, groups, hold_out, prompts
@@ -35,6 +36,8 @@ class Read:
     """Texts that are learnt beside the roll-outs."""
     max_length: int = 0
     """Longest prompt plus completion."""
+    contamination: Contamination | None = None
+    """What of the held-out rows also stands in the training rows; None without held-out rows."""
 
 
 def read(checked: Checked, checkpoint: Checkpoint) -> Read:
@@ -55,6 +58,10 @@ def read(checked: Checked, checkpoint: Checkpoint) -> Read:
         more = Wanted(max_length=room, max_faulty_share=recipe.data.max_faulty_share)
         out.auxiliary, about = groups(recipe.data.auxiliary.data, chat, "data.auxiliary.data", more)
         out.reports["data.auxiliary"] = about
+    held = {prompt.tokens: prompt for prompt in [*out.held_prompts, *(group.prompt for group in out.held)]}
+    if held:
+        out.contamination = contamination(out.train, list(held.values()))
+        out.contamination.refuse()
     out.max_length = _longest(checked, room, [*out.train, *out.held_prompts])
     return out
 

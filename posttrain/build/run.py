@@ -26,10 +26,12 @@ from posttrain.loops.offline import offline
 from posttrain.loops.online import online
 from posttrain.metrics import RunFolder, open_sinks
 from posttrain.metrics.curves import draw
+from posttrain.metrics.durable import to_json, write_atomically
 from posttrain.metrics.results import Results, results_path, write
 from posttrain.models.checkpoint import load_policy, merged_weights
 from posttrain.recipe import Recipe, dump
 from posttrain.rewards import Grader
+from posttrain.rewards.audit import audit_lines
 
 console = Console(soft_wrap=True, highlight=False)
 notes = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -51,6 +53,13 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
         data = read(checked, checkpoint)
         for key, report in data.reports.items():
             console.print(f"{key}: {report}")
+        if data.contamination is not None:
+            console.print(data.contamination.report(), markup=False)
+            write_atomically(
+                folder.path / "contamination.json", [to_json(data.contamination.as_json(), "contamination"), "\n"]
+            )
+        for line in audit_lines(recipe.rewards, recipe.grading):
+            console.print(line, markup=False)
         sinks = open_sinks(recipe.run.sinks, folder, recipe)
         try:
             console.print(f"starting the learner on {checkpoint.device}")

@@ -16,7 +16,7 @@ from posttrain.errors import PosttrainError
 from posttrain.metrics.folder import RolloutKind, RunFolder
 
 Record = Mapping[str, Any]
-STATUS_STYLE = {"ok": "green", "unparsable": "yellow", "timeout": "red", "error": "red"}
+STATUS_STYLE = {"unavailable": "red", "ok": "green", "unparsable": "yellow", "timeout": "red", "error": "red"}
 MISSING = "–"
 
 

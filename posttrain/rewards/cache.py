@@ -113,10 +113,10 @@ def written(value: Any) -> str:
 
 
 def to_text(part: Part) -> str | None:
-    """A part as JSON, without the time it took; None for one that is not kept: without a score, or with something that
-    JSON would change.
+    """A part as JSON, without the time it took; None for one that is not kept: without a score, not lasting, or with
+    something that JSON would change.
     """
-    if part.score is None:
+    if part.score is None or not part.lasting:
         return None
     try:
         text = json.dumps({name: value for name, value in asdict(part).items() if name != "seconds"})

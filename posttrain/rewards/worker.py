@@ -45,6 +45,7 @@ class Part:
     steps: tuple[tuple[int, float], ...] = ()
     answer: str | None = None
     offset: float | None = None
+    lasting: bool = True
     seconds: float | None = field(default=None, compare=False)
     """How long the verifier took, its share of a group's time; None where that is not known."""
 
@@ -133,7 +134,8 @@ def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
 def _part(value: Any) -> Part:
     if isinstance(value, Verdict):
         parts = dict(value.parts)
-        return Part(value.score, value.status, value.reason, parts, value.steps, value.answer, value.offset)
+        found = Part(value.score, value.status, value.reason, parts, value.steps)
+        return replace(found, answer=value.answer, offset=value.offset, lasting=value.lasting)
     if not hasattr(value, "__float__"):
         raise TypeError(f"returned {value!r:.80} where a number or a Verdict is due")
     if not math.isfinite(float(value)):

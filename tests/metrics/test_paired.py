@@ -70,7 +70,14 @@ def test_on_many_problems_the_interval_is_the_normal_one():
 
 
 @pytest.mark.parametrize(
-    "values", [[1.0, 0.0, 0.0, -1.0, 1.0], [0.3, -0.1, 0.25], [1.0, -1.0], [0.5, -0.5, 0.0], [1.0]]
+    "values",
+    [
+        [1.0, 0.0, 0.0, -1.0, 1.0],
+        [0.3, -0.1, 0.25],
+        [1.0, -1.0],
+        [0.71357, 0.31731, 0.05193, -0.05193, -0.31731, -0.71357],
+        [1.0],
+    ],
 )
 def test_the_other_order_of_systems_negates_everything_to_the_last_bit(values):
     low, high = paired_interval(values, seed=3)

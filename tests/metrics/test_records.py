@@ -10,8 +10,9 @@ from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
 
 KEYS = [
     "step", "group", "index", "prompt_id", "source", "prompt", "completion", "tokens", "mask", "engine_logprobs",
-    "versions", "finish_reason", "author", "seed", "sampling", "score", "status", "steps", "greedy_score",
-    "parts", "reason", "advantages", "learner_logprobs", "reference_logprobs", "previous_logprobs", "values", "returns",
+    "versions", "finish_reason", "author", "seed", "sampling", "score", "offset", "status", "steps",
+    "greedy_score", "parts", "reason",
+    "advantages", "learner_logprobs", "reference_logprobs", "previous_logprobs", "values", "returns",
     "updates",
 ]  # fmt: skip
 
@@ -70,7 +71,7 @@ def test_float32_survives_json_bit_for_bit():
 def test_what_was_not_learnt_or_not_sampled_is_null_and_never_zero():
     made = record(1, 0, 0, group(), 1, learnt=None)
     assert list(made) == KEYS
-    for key in ("engine_logprobs", "versions", "seed", "sampling", "score", *KEYS[-5:]):
+    for key in ("engine_logprobs", "versions", "seed", "sampling", "score", "offset", *KEYS[-5:]):
         assert made[key] is None
     assert (made["status"], made["reason"]) == ("timeout", "10 s")
 

@@ -9,7 +9,7 @@ import pytest
 from posttrain.recipe import Grading, Reward
 from posttrain.rewards import Grader
 from posttrain.types import Prompt, Rollout, Verdict
-from tests.verifiers.traces import nothing_left
+from tests.verifiers.traces import SETTLE, nothing_left, processes
 
 CODE = "posttrain_verifiers.code:Code"
 LIMIT = 10.0
@@ -52,7 +52,11 @@ def fits(kind: str, verdict: Verdict) -> bool:
 
 def test_hanging_and_crashing_programs_are_wrong_answers_in_the_pool_too() -> None:
     kinds = ["right", "hangs", "crashes", "wrong", "no program", "right"]
-    graded(kinds[:1], workers=1, program=PROGRAM)  # a process's first pool starts a tracker of resources, which stays
+    # A process's first pool starts a tracker of resources, which stays; the rest of that pool must have gone.
+    graded(kinds[:1], workers=1, program=PROGRAM)
+    until = time.monotonic() + SETTLE
+    while len(processes()) > 1 and time.monotonic() < until:
+        time.sleep(0.02)
     with nothing_left():
         verdicts, _ = graded(kinds, workers=2, program=PROGRAM)
     assert [v.reason for k, v in zip(kinds, verdicts, strict=True) if not fits(k, v)] == []
