@@ -228,6 +228,7 @@ def test_what_json_would_change_is_not_kept() -> None:
         Part(None, "error", "why"),
         Part(None, "timeout"),
         Part(None, "skipped"),
+        Part(0.0, reason="late", lasting=False),
         Part(0.5, parts={"a": math.nan}),
         Part(0.5, parts={1: 0.5}),  # type: ignore[dict-item]
         Part(0.5, answer=b"3"),  # type: ignore[arg-type]

@@ -163,6 +163,7 @@ def test_a_program_that_hangs_crashes_or_floods_is_wrong_and_the_reason_says_how
     limited.close()
     assert (verdict.score, verdict.status) == (0.0, "ok")
     assert reason in verdict.reason
+    assert verdict.lasting == ("timeout" not in reason)
 
 
 @pytest.mark.parametrize(
