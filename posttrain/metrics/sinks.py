@@ -90,7 +90,7 @@ class Console:
             self._say("  ".join([f"step {step}/{self._total}", *told, *self._left(step)]))
         if self._began is None:
             self._began = time.monotonic(), step
-        if "eval/accuracy" in values:
+        if "eval/accuracy" in values or "eval/greedy" in values:
             self._say(_evaluation(step, values))
 
     def close(self) -> None:
@@ -125,12 +125,14 @@ class Console:
 
 
 def _evaluation(step: int, values: Mapping[str, float]) -> str:
-    parts = [f"evaluation at step {step}: accuracy {values['eval/accuracy']:.3f}"]
-    if "eval/accuracy_low" in values and "eval/accuracy_high" in values:
-        parts[0] += f" [{values['eval/accuracy_low']:.3f}, {values['eval/accuracy_high']:.3f}]"
+    parts = []
+    if "eval/accuracy" in values:
+        parts.append(f"accuracy {values['eval/accuracy']:.3f}")
+        if "eval/accuracy_low" in values and "eval/accuracy_high" in values:
+            parts[0] += f" [{values['eval/accuracy_low']:.3f}, {values['eval/accuracy_high']:.3f}]"
     if "eval/greedy" in values:
         parts.append(f"greedy {values['eval/greedy']:.3f}")
-    return ", ".join(parts)
+    return f"evaluation at step {step}: {', '.join(parts)}"
 
 
 class TensorBoard:

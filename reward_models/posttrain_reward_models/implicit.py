@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from posttrain.errors import PosttrainError
-from posttrain.models.location import locate
-from posttrain.models.scoring import by_length, check_readable, load_language_model, newest_checkpoint, padded
+from posttrain.models.scoring import by_length, check_readable, padded
 from posttrain.types import Verdict
+from posttrain_reward_models.asked import found, language_model
 from posttrain_reward_models.classifier import check_dtype
-from posttrain_reward_models.measured import STAGE, place
 from posttrain_reward_models.reading import Read, Reader, Response, responses
 
 if TYPE_CHECKING:
@@ -52,23 +50,15 @@ class Implicit:
         if not self.beta > 0:
             raise ValueError(f"beta: {self.beta:g} must be above 0")
         for key in ("policy", "reference"):
-            _find(getattr(self, key), key)
+            found(getattr(self, key), key)
 
     def prepare(self) -> None:
         """Load both models. Raises ValueError where their tokenizers differ."""
-        import torch
-
-        from posttrain.models.checkpoint import load_tokenizer
-        from posttrain.models.gguf import checkpoint_folder
-
         tokenizers = []
         for key in ("policy", "reference"):
-            path = getattr(self, key)
-            if path.startswith(STAGE):
-                raise ValueError(f"{key}: {path!r} is made by a stage of a pipeline; train the pipeline's own file")
-            folder = _find(path, key) or checkpoint_folder(path, key=key)
-            self._models.append(load_language_model(folder, getattr(torch, self.dtype), place(self.device)))
-            tokenizers.append(load_tokenizer(folder))
+            model, tokenizer = language_model(getattr(self, key), self.dtype, self.device, key)
+            self._models.append(model)
+            tokenizers.append(tokenizer)
         if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
             raise ValueError(
                 f"reference: {self.reference!r} has another vocabulary than {self.policy!r}, so the two do not speak "
@@ -133,16 +123,3 @@ def token_logprobs(model: Any, reads: Sequence[Read]) -> list[Tensor]:
                 parts.append(table.gather(1, ids[row, at:stop, None])[:, 0].double())
             out[i] = torch.cat(parts)
     return out
-
-
-def _find(path: str, key: str) -> Path | None:
-    """The folder of a language model; None where it is to be made, fetched or unpacked first."""
-    if path.startswith(STAGE):
-        return None
-    if Path(path).expanduser().is_dir():
-        folder = newest_checkpoint(path, key)
-        if "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8"):
-            raise ValueError(f"{key}: {path!r} is a reward model, not a policy; name it as a Classifier")
-        return folder
-    locate(path, key)
-    return None

@@ -78,12 +78,18 @@ def test_without_a_terminal_each_step_is_a_line_and_each_evaluation_another():
     sink.write(1, VALUES)
     sink.write(2, {**VALUES, "reward/mean": 0.75})
     sink.write(20, {"reward/mean": 1.0, "eval/accuracy": 0.9})
+    sink.write(20, {"eval/greedy": 0.25})
     sink.close()
     lines = out.getvalue().splitlines()
     assert lines[0] == "evaluation at step 0: accuracy 0.412 [0.380, 0.441], greedy 0.430"
     assert lines[1] == "step 1/20  reward 0.512  length 23  812 tokens/s  0:00:00 left"
     assert lines[2].startswith("step 2/20  reward 0.750  length 23  812 tokens/s  ")
-    assert lines[3:] == ["step 20/20  reward 1.000  0:00:00 left", "evaluation at step 20: accuracy 0.900"]
+    assert lines[3:] == [
+        "step 20/20  reward 1.000  0:00:00 left",
+        "evaluation at step 20: accuracy 0.900",
+        "step 20/20  0:00:00 left",
+        "evaluation at step 20: greedy 0.250",
+    ]
 
 
 def test_on_a_terminal_a_bar_shows_the_newest_numbers_and_evaluations_stay_above_it():

@@ -89,7 +89,7 @@ def test_two_vocabularies_are_refused(pair: tuple[str, str], tmp_path: Path) -> 
 
 def test_what_is_no_policy_is_named(pair: tuple[str, str], tmp_path: Path) -> None:
     scorer = str(scorer_folder(tmp_path / "scorer"))
-    with pytest.raises(ValueError, match=r"reference: .* is a reward model, not a policy"):
+    with pytest.raises(ValueError, match=r"reference: .* is a reward model, not a language model"):
         Implicit(pair[0], scorer)
     with pytest.raises(ValueError, match="beta: 0"):
         Implicit(*pair, beta=0)
