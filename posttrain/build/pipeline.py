@@ -54,13 +54,13 @@ def check_pipeline(pipeline: Pipeline) -> dict[str, Checked]:
             models.setdefault(name, _model_path(tree))
             wrong[name] = error.mistakes
             # An evaluation has those of the recipe that it goes over once more.
-            own = [mistake for mistake in error.mistakes if mistake not in wrong.get(stage.evaluates, [])]
+            own = [mistake for mistake in error.mistakes if mistake not in wrong.get(stage.measured, [])]
             mistakes += [f"stages.{name}.{mistake}" for mistake in own]
             continue
         mistakes += [f"stages.{name}.{mistake}" for mistake in _no_policies(stage, found)]
         if found[name].row is None and not stage.evaluates:
             mistakes.append(
-                f"stages.{name}.algorithm: missing, so nothing is trained; add it, or evaluate: stage:NAME to measure"
+                f"stages.{name}.algorithm: missing, so nothing is trained; add it, or evaluate: MODEL to measure"
             )
         if stage.evaluates:
             mistakes += [f"stages.{name}.{mistake}" for mistake in _of_evaluation(stage, found[name])]
@@ -97,7 +97,7 @@ def _of_evaluation(stage: Stage, checked: Checked) -> list[str]:
     needs = checked.row.needs
     if stage.own_recipe and (needs.scorer or (needs.given and needs.reference)):
         return [
-            f"evaluate: 'stage:{stage.evaluates}' with other keys beside it, but {checked.algorithm.name} is measured "
+            f"evaluate: {stage.evaluates!r} with other keys beside it, but {checked.algorithm.name} is measured "
             "by what only its own run knows (a head, or the reference it started from); leave the other keys out, or "
             "extend a recipe whose algorithm samples its responses"
         ]
@@ -152,7 +152,7 @@ class _Run:
         """The stage's command, to its end. Raises PosttrainError naming the stage."""
         file = self._recipe_file(stage)
         if stage.evaluates:
-            target = file if stage.own_recipe else self._folders[stage.evaluates]
+            target = self._folders[stage.measured] if stage.measured and not stage.own_recipe else file
             arguments = ["evaluate", str(target), "--json"]
         else:
             arguments = ["train", str(file), "--quiet", *(["--force"] if self._force else [])]

@@ -49,7 +49,7 @@ def show_pipeline(pipeline: Pipeline, checked: Mapping[str, Checked]) -> None:
     for stage in pipeline.stages:
         console.print(f"[bold]stage {escape(stage.name)}[/bold]", highlight=False)
         if stage.evaluates:
-            console.print(f"figures of stage {stage.evaluates} on data.eval", highlight=False)
+            console.print(f"figures of {escape(stage.evaluates)} on data.eval", highlight=False)
         else:
             _show_row(checked[stage.name])
     console.print("[bold]artefacts[/bold]")

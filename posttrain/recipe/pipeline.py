@@ -5,6 +5,7 @@
       first:  {extends: recipe.yaml, run: {steps: 20}}
       second: {extends: other.yaml, model: "stage:first"}
       final:  {evaluate: "stage:second"}
+      before: {evaluate: some/model, extends: recipe.yaml}
 
 Any value `stage:NAME` stands for the model that an earlier stage made. Imports no torch.
 """
@@ -35,9 +36,14 @@ class Stage:
     name: str
     tree: dict[str, Any]
     evaluates: str | None = None
-    """The stage that this one measures; it trains nothing then."""
+    """What this one measures, `stage:NAME` or a model as it comes; it trains nothing then."""
     own_recipe: bool = True
     """False for an evaluation under exactly the recipe of the stage it measures."""
+
+    @property
+    def measured(self) -> str | None:
+        """The stage that this one measures; None where it trains, or measures a model as it comes."""
+        return _stage_in(self.evaluates)
 
     @property
     def references(self) -> list[tuple[str, str]]:
@@ -108,16 +114,19 @@ class _Reader:
         early = [text for text in overrides if text.partition("=")[0] in BEFORE_MERGING]
         late = [text for text in overrides if text not in early]
         own = apply_overrides(own, early)
-        evaluates = self._evaluated(name, own["evaluate"]) if "evaluate" in own else None
-        base = self._read[evaluates].tree if evaluates and "extends" not in own else self._extended(own)
+        evaluates = self._evaluated(name, own) if "evaluate" in own else None
+        measured = _stage_in(evaluates)
+        base = self._read[measured].tree if measured and "extends" not in own else self._extended(own)
         # The folder of a file that is extended is that of a run on its own.
         base = merge(base, {"run": {"folder": str(self._folder / name)}})
         rest = {key: value for key, value in own.items() if key not in BEFORE_MERGING}
         tree = apply_overrides(merge(base, rest), late)
         if evaluates:
             model = tree.get("model")
-            settings = model if isinstance(model, dict) else {}
-            tree = {**tree, "model": {**settings, "path": f"stage:{evaluates}", "revision": None}}
+            settings = model if isinstance(model, dict) else {"path": model}
+            # A revision belongs to the path it was written for.
+            of_path = {} if settings.get("path") == evaluates else {"path": evaluates, "revision": None}
+            tree = {**tree, "model": {**settings, **of_path}}
         stage = Stage(name, tree, evaluates, own_recipe=bool(rest or late or "extends" in own))
         mistakes = [m for key, other in stage.references if (m := self._nowhere(name, key, other))]
         if mistakes:
@@ -132,15 +141,20 @@ class _Reader:
             # The file at fault stands in the first line.
             raise RecipeError([f"extends: {' '.join(str(error).split())}"]) from None
 
-    def _evaluated(self, name: str, value: Any) -> str:
-        found = _stage_in(value)
+    def _evaluated(self, name: str, own: Mapping[str, Any]) -> str:
+        value, found = own["evaluate"], _stage_in(own["evaluate"])
+        if not isinstance(value, str) or not value or value in self._names:
+            raise RecipeError([f"evaluate: {value!r} names no model; write evaluate: stage:NAME, or a model's path"])
         if found is None:
-            raise RecipeError([f"evaluate: {value!r} names no stage; write evaluate: stage:NAME"])
+            if set(own) == {"evaluate"}:
+                way_out = "write evaluate: stage:NAME, or for a model the recipe too: extends: recipe.yaml"
+                raise RecipeError([f"evaluate: {value!r} names no stage; {way_out}"])
+            return value
         if mistake := self._nowhere(name, "evaluate", found):
             raise RecipeError([mistake])
         if found not in self._read:
             raise RecipeError([f"evaluate: stage:{found} cannot be read; see its own mistakes"])
-        return found
+        return str(value)
 
     def _nowhere(self, name: str, key: str, other: str) -> str | None:
         """Why `stage:OTHER` is no artefact that the stage `name` can take; None where it is one."""

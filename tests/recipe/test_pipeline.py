@@ -54,6 +54,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "figures": ({"again": {"evaluate": "stage:final"}}, ["stages.again.evaluate", "makes no model", "it evaluates"]),
     "no stage": ({"final": {"evaluate": "recipe.yaml"}}, ["stages.final.evaluate", "recipe.yaml", "stage:NAME"]),
+    "bare name": ({"final": {"evaluate": "second"}}, ["stages.final.evaluate", "'second'", "stage:NAME"]),
+    "no text": ({"final": {"evaluate": True}}, ["stages.final.evaluate", "True", "stage:NAME"]),
     "no file": ({"first": {"extends": "none.yaml"}}, ["stages.first.extends", "no such file", "none.yaml"]),
     "itself again": ({"first": {"extends": "stages.yaml"}}, ["stages.first.extends", "extends itself"]),
     "no recipe": ({"first": "recipe.yaml"}, ["stages.first", "keys of a recipe", "str"]),
@@ -118,6 +120,22 @@ def test_an_evaluation_goes_over_the_recipe_it_measures_or_over_a_file_of_its_ow
     assert alone["model"] == {"path": "stage:second", "max_length": 90, "revision": None}
     assert (alone["algorithm"], "data" in alone) == ("rloo", False)
     assert [s.own_recipe for s in pipeline.stages if s.evaluates] == [False, True, True]
+
+
+def test_a_model_as_it_comes_is_measured_under_a_recipe_of_its_own(folder: Path) -> None:
+    pipeline = read(
+        folder,
+        asis={"evaluate": "some/model", "extends": "recipe.yaml", "rewards": [{"settings": {"path": "stage:first"}}]},
+        same={"evaluate": "some/start", "extends": "recipe.yaml", "model": {"revision": "old"}},
+    )
+    asis, same = pipeline.stages[-2:]
+    assert asis.tree["model"] == {"path": "some/model", "lora": {"rank": 4}, "revision": None}
+    assert same.tree["model"] == {"path": "some/start", "lora": {"rank": 4}, "revision": "old"}
+    assert [(s.evaluates, s.measured, s.own_recipe, s.inputs) for s in (asis, same)] == [
+        ("some/model", None, True, ["first"]),
+        ("some/start", None, True, []),
+    ]
+    assert [s.measured for s in pipeline.stages[:-2]] == [None, None, "second", "first"]
 
 
 def test_every_artefact_is_replaced_by_its_own_path_and_nothing_else_is(folder: Path) -> None:
