@@ -52,7 +52,7 @@ def test_every_module_can_be_imported(package: str) -> None:
     for module in pkgutil.walk_packages(root.__path__, f"{package}."):
         if module.name.endswith("__main__"):
             continue
-        if module.name == "posttrain.rollout.weight_transfer":
+        if module.name in ("posttrain.rollout.weight_transfer", "posttrain.rollout.server.worker"):
             pytest.importorskip("vllm")
         importlib.import_module(module.name)
 

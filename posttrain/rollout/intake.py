@@ -20,17 +20,21 @@ class Intake:
     def __call__(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor. Raises SyncError, naming it, for one that is unknown, repeated, or of another shape."""
         for name, tensor in weights:
-            if name not in self.expected:
-                near = difflib.get_close_matches(name, [n for n in self.expected if n not in self.seen], n=1)
-                hint = f"; did it mean {near[0]!r}?" if near else ""
-                raise SyncError(f"the engine has no tensor {name!r}{hint}")
-            if name in self.seen:
-                raise SyncError(f"tensor {name!r} was sent twice")
-            if tuple(tensor.shape) != self.expected[name]:
-                raise SyncError(f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {self.expected[name]}")
-            self.seen.add(name)
-            yield name, tensor
+            yield self.admit(name, tensor)
         self.require_complete()
+
+    def admit(self, name: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """The pair as it came, and counted. Raises as above."""
+        if name not in self.expected:
+            near = difflib.get_close_matches(name, [n for n in self.expected if n not in self.seen], n=1)
+            hint = f"; did it mean {near[0]!r}?" if near else ""
+            raise SyncError(f"the engine has no tensor {name!r}{hint}")
+        if name in self.seen:
+            raise SyncError(f"tensor {name!r} was sent twice")
+        if tuple(tensor.shape) != self.expected[name]:
+            raise SyncError(f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {self.expected[name]}")
+        self.seen.add(name)
+        return name, tensor
 
     def require_complete(self) -> None:
         """Raise SyncError naming what did not arrive."""

@@ -73,6 +73,10 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
     def finish_weight_update(self) -> None:
         self._finalize()
+        self.require_reached()
+
+    def require_reached(self) -> None:
+        """Raise SyncError naming parameters of the engine's model for which nothing has come since the start."""
         missed = sorted(self.parameters - self.reached)
         if missed:
             raise SyncError(f"the engine consumed nothing for {', '.join(missed[:3])} ({len(missed)} in all)")
