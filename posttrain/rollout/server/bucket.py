@@ -110,7 +110,7 @@ def read(path: str, tensors: Sequence[Sequence[Any]], folder: Path = MEMORY) -> 
         ) from None
     for name, dtype, shape, offset in tensors:
         entry = Entry(name, dtype, tuple(shape), offset)
-        if offset < 0 or any(n < 0 for n in entry.shape) or offset + entry.bytes > size:
+        if offset < 0 or any(n < 0 for n in entry.shape) or (entry.bytes and offset + entry.bytes > size):
             raise SyncError(f"{name} ends at byte {offset + entry.bytes} of a bucket of {size}")
         kind = _dtype(dtype)
         if mapped is None or entry.bytes == 0:
