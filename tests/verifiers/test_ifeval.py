@@ -168,6 +168,7 @@ def test_unknown_settings_are_refused() -> None:
         ("Dr. Smith met Mrs. J. B. Brown. They ate, e.g. soup.", 2),
         ("It is 3.5 km. Go.", 2),
         ("We met at 5 p.m. on Monday. He came from the U.S. He left.", 3),
+        ("The U.S. Army bought shoes, boots, etc. Nobody wore them.", 2),
         ("He said no. Then he sat. Then I.", 3),
         ("Vote for candidate B. If not, for C. He wins.", 3),
         ("1. Wash it.\n2. Dry it.", 2),
@@ -187,7 +188,8 @@ def test_sentences_are_counted_as_a_reader_would(text: str, count: int) -> None:
 def test_words_paragraphs_and_capital_words_are_counted() -> None:
     assert [words(text) for text in ("", "one two", "don't", "a-b c_d 3.5", "好 的")] == [0, 2, 2, 5, 2]
     assert paragraphs("\n\na\nb\n\n\n\nc\n \n") == ["a\nb", "c"]
-    assert [capital_words(t) for t in ("", "I am", "NASA's", "U.S.A. COVID-19", "Ab CD 123")] == [0, 1, 0, 2, 1]
+    assert [capital_words(t) for t in ("", "I am", "NASA's", "U.S.A. COVID-19", "Ab CD 123")] == [0, 1, 1, 2, 1]
+    assert [capital_words(t) for t in ("I'm", "DON'T", "A/B X=Y", "IT’S", "**NO**", "don't")] == [1, 2, 2, 2, 1, 0]
 
 
 @pytest.mark.parametrize("name", KEYS)

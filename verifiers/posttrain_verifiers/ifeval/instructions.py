@@ -1,7 +1,8 @@
 """The 25 verifiable instructions of IFEval (2311.07911), each a function of the response and of what the row asks for.
 
-Written from the paper's descriptions. Where the paper's own program takes something empty for an answer, or all the
-choices at once, these do not: an empty placeholder, title, quotation or postscript, a repeated prompt with nothing
+Written from the paper's descriptions, and held against the paper's own program (`benchmarks/compare_ifeval.py`, which
+names every kind of text that the two judge differently). Where that program takes something empty for an answer, or all
+the choices at once, these do not: an empty placeholder, title, quotation or postscript, a repeated prompt with nothing
 behind it, several of the constrained responses. A rule `---` is no bullet. Keywords are words, never patterns.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 from posttrain_verifiers.ifeval.counting import capital_words, paragraphs, sentences, words
 from posttrain_verifiers.language import shares, unknown
-from posttrain_verifiers.schema import read_json, unfenced
+from posttrain_verifiers.schema import read_json
 
 Check = Callable[..., bool]
 
@@ -21,6 +22,8 @@ CHOICES = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 DIVIDER = "***"
 SEPARATOR = "******"
 RELATIONS = ("at least", "less than")
+_FENCED = re.compile(r"```(?:json|Json|JSON)?(.*)```", re.DOTALL)
+_TITLE = re.compile(r"<<((?:(?!<<|>>)[^\n])+)>>")
 
 
 def keywords_exist(text: str, *, keywords: Sequence[str]) -> bool:
@@ -56,12 +59,10 @@ def language(text: str, *, language: str) -> bool:
 
 
 def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
-    """Between dividers `***`; one before the first or behind the last paragraph does not count."""
+    """Between dividers `***`; one before the first and one behind the last paragraph do not count."""
     pieces = [piece.strip() for piece in text.split(DIVIDER)]
-    while pieces and not pieces[-1]:
-        pieces.pop()
-    while pieces and not pieces[0]:
-        pieces.pop(0)
+    pieces = pieces[not pieces[0] :]
+    pieces = pieces[: -1 if pieces and not pieces[-1] else None]
     return len(pieces) == num_paragraphs and all(pieces)
 
 
@@ -74,11 +75,13 @@ def number_sentences(text: str, *, num_sentences: int, relation: str) -> bool:
 
 
 def paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """So many paragraphs between blank lines, of which the n-th, from 1, begins with the word."""
+    """So many paragraphs between blank lines, of which the n-th, from 1, begins with the word: as it stands, up to a
+    mark of punctuation or a quote, with quotes before it.
+    """
     found = paragraphs(text)
     if len(found) != num_paragraphs or not 1 <= nth_paragraph <= num_paragraphs:
         return False
-    first = re.match(r"[\"'“‘*_#\s]*([^\s.,?!'\"”’*_:;]*)", found[nth_paragraph - 1])
+    first = re.match(r"'*\"*([^\s.,?!'\"]*)", found[nth_paragraph - 1])
     return first is not None and first.group(1).lower() == first_word.strip().lower()
 
 
@@ -95,7 +98,8 @@ def postscript(text: str, *, postscript_marker: str) -> bool:
     # "P.P.S" is written with and without its last stop; a marker without stops is taken as it is.
     stop, last = (r"\.\s?", r"\.?" if not postscript_marker.rstrip().endswith(".") else r"\.")
     pattern = stop.join(letters) + last if "." in postscript_marker else re.escape(postscript_marker.strip())
-    found = re.search(rf"(?<![\w.]){pattern}", text, re.IGNORECASE)
+    # A P.P.S. holds no P.S.
+    found = re.search(rf"(?<!\w)(?<!\bp\.)(?<!\bp\.\s){pattern}", text, re.IGNORECASE)
     return found is not None and any(map(str.isalnum, text[found.end() :]))
 
 
@@ -122,9 +126,10 @@ def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> 
 
 
 def json_format(text: str) -> bool:
-    """The whole response, bare or in one fenced block."""
+    """The whole response, bare or between three backticks, with or without the word json behind the first ones."""
+    fenced = _FENCED.fullmatch(text.strip())
     try:
-        read_json(unfenced(text))
+        read_json(fenced.group(1) if fenced else text)
     except ValueError:
         return False
     return True
@@ -132,7 +137,7 @@ def json_format(text: str) -> bool:
 
 def title(text: str) -> bool:
     """`<<title>>`, on one line and not empty."""
-    return any(found.strip() for found in re.findall(r"<<([^<>\n]+)>>", text))
+    return any(found.strip("<> \t") for found in _TITLE.findall(text))
 
 
 def two_responses(text: str) -> bool:
@@ -151,7 +156,8 @@ def repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
 
 def end_checker(text: str, *, end_phrase: str) -> bool:
     """Letter case and quotation marks around the response aside."""
-    return text.strip().strip('"').strip().lower().endswith(end_phrase.strip().strip('"').lower())
+    said, phrase = text.strip().lower(), end_phrase.strip().lower()
+    return any(reading.endswith(phrase) for reading in (said, said.removesuffix('"'), said.strip('"')))
 
 
 def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: str) -> bool:

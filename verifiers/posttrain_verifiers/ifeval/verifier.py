@@ -19,7 +19,7 @@ class IFEval:
     and `instructions`, how many there are, which weights the shares in the paper's accuracy over all instructions.
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(
         self, mode: Literal["strict", "loose"] = "strict", level: Literal["prompt", "instruction"] = "prompt"
