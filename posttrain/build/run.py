@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from transformers.utils.logging import disable_progress_bar
 from posttrain.build import companions, wire
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
-from posttrain.build.heading import header, refuse_other
+from posttrain.build.heading import drawing, header, refuse_other
+from posttrain.build.machine import device_of, resolved
 from posttrain.build.measure import figures
 from posttrain.build.measure import measure as measure_scorer
+from posttrain.build.process import stopping
 from posttrain.build.reading import Read, read, read_held
 from posttrain.errors import RecipeError
 from posttrain.evaluation import evaluate as measure
@@ -28,10 +32,13 @@ from posttrain.metrics import RunFolder, open_sinks
 from posttrain.metrics.curves import draw
 from posttrain.metrics.durable import to_json, write_atomically
 from posttrain.metrics.results import Results, results_path, write
+from posttrain.metrics.unfinished import unfinished, unfinished_path
 from posttrain.models.checkpoint import load_policy, merged_weights
+from posttrain.ranks import connected
 from posttrain.recipe import Recipe, dump
 from posttrain.rewards import Grader
 from posttrain.rewards.audit import audit_lines
+from posttrain.world import ALONE, World, main_process
 
 console = Console(soft_wrap=True, highlight=False)
 notes = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -39,45 +46,76 @@ notes = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
-    """Run a recipe to its last step and return its summary, which also stands in `summary.json`."""
-    recipe, algorithm = checked.recipe, checked.algorithm
-    folder = RunFolder(recipe.run.folder)
+    """Run a recipe to its last step and return its summary, which also stands in `summary.json`.
+
+    Of several ranks the first one speaks and writes; the others return nothing.
+    """
+    hardware = checked.recipe.hardware
+    folder = RunFolder(checked.recipe.run.folder)
     disable_progress_bar()
-    with folder.lock():
-        console.print(f"model: {recipe.model.path} (a .gguf file is dequantised the first time)")
-        checkpoint = wire.open_checkpoint(recipe)
-        resumed = folder.open(dump(recipe), override=force, device=checkpoint.device)
-        steps = folder.checkpoints()
-        if resumed and steps:
-            console.print(f"continuing {folder.path} after step {steps[-1]}")
-        data = read(checked, checkpoint)
-        for key, report in data.reports.items():
-            console.print(f"{key}: {report}")
-        if data.contamination is not None:
-            console.print(data.contamination.report(), markup=False)
-            write_atomically(
-                folder.path / "contamination.json", [to_json(data.contamination.as_json(), "contamination"), "\n"]
-            )
-        for line in audit_lines(recipe.rewards, recipe.grading):
-            console.print(line, markup=False)
-        sinks = open_sinks(recipe.run.sinks, folder, recipe)
-        try:
-            console.print(f"starting the learner on {checkpoint.device}")
-            if algorithm.source.kind in ("given", "conditioned"):
-                with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
-                    offline(given)
-                # The learner's memory is wanted by what measures it.
-                del given
-            else:
-                with wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
-                    online(sampled)
-        finally:
-            for sink in sinks:
-                sink.close()
-        if algorithm.needs.scorer and data.held:
+    console.quiet = notes.quiet = not main_process()
+    with folder.lock() if main_process() else contextlib.nullcontext():
+        with connected(device_of(checked.recipe), hardware.patience) as world, stopping() as told_to_stop:
+            refuse_other_world(checked.recipe, world)
+            checked, line = resolved(checked, world)
+            if line:
+                console.print(line)
+            data = _trained(checked, folder, force, world, told_to_stop)
+        if world.rank:
+            return {}
+        if checked.algorithm.needs.scorer and data.held:
             console.print("measuring the reward model")
             measured(checked, folder, data)
         return finish(checked, folder, time.perf_counter() - started)
+
+
+def _trained(checked: Checked, folder: RunFolder, force: bool, world: World, told_to_stop: Callable[[], bool]) -> Read:
+    """All steps of a run, by all ranks together; the data it was trained and is measured on."""
+    recipe, algorithm = checked.recipe, checked.algorithm
+    console.print(f"model: {recipe.model.path} (a .gguf file is dequantised the first time)")
+    checkpoint = wire.open_checkpoint(recipe, world=world)
+    resumed = world.shared(lambda: folder.open(dump(recipe), override=force, device=checkpoint.device))
+    steps = folder.checkpoints()
+    if resumed and steps:
+        console.print(f"continuing {folder.path} after step {steps[-1]}")
+    data = read(checked, checkpoint)
+    for key, report in data.reports.items():
+        console.print(f"{key}: {report}")
+    if data.contamination is not None and world.rank == 0:
+        console.print(data.contamination.report(), markup=False)
+        write_atomically(
+            folder.path / "contamination.json", [to_json(data.contamination.as_json(), "contamination"), "\n"]
+        )
+    for line in world.shared(lambda: list(audit_lines(recipe.rewards, recipe.grading))):
+        console.print(line, markup=False)
+    sinks = open_sinks(recipe.run.sinks, folder, recipe) if world.rank == 0 else []
+    try:
+        console.print(f"starting the learner on {checkpoint.device}" + (f", {world.size} ranks" * (world.size > 1)))
+        if algorithm.source.kind in ("given", "conditioned"):
+            with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
+                given.progress.told_to_stop = told_to_stop
+                offline(given)
+            # The learner's memory is wanted by what measures it.
+            del given
+        else:
+            with wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
+                sampled.progress.told_to_stop = told_to_stop
+                online(sampled)
+    finally:
+        for sink in sinks:
+            sink.close()
+    return data
+
+
+def refuse_other_world(recipe: Recipe, world: World) -> None:
+    """Raises RecipeError where the launcher's processes are not what the recipe is written for."""
+    learner, span = recipe.hardware.learner, recipe.hardware.sampler.tensor_parallel
+    if world.size > 1 and learner.strategy == "single":
+        raise RecipeError(
+            [f"hardware.learner.strategy: single, but {world.size} processes were started; use ddp or fsdp2"]
+        )
+    if world.size > 1 and world.size % span:
+        raise RecipeError([f"hardware.sampler.tensor_parallel: {span} does not divide the {world.size} processes"])
 
 
 def measured(checked: Checked, folder: RunFolder, data: Read | None = None) -> dict[str, Any]:
@@ -114,6 +152,9 @@ def evaluate(checked: Checked, folder: RunFolder | None, out: Path | None = None
 
     What it says is written down as results: in `out`, else in the run folder (the recipe's own where none is given).
     """
+    checked, line = resolved(checked, ALONE)
+    if line:
+        notes.print(line)
     recipe = checked.recipe
     if recipe.data.eval is None:
         raise RecipeError(["data.eval: missing, so there is nothing to evaluate on; add it"])
@@ -141,16 +182,22 @@ def evaluate(checked: Checked, folder: RunFolder | None, out: Path | None = None
 
 
 def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int, path: Path) -> dict[str, Any]:
-    """What the model in a checkpoint says to held-out prompts, graded, and written down in `path`."""
+    """What the model in a checkpoint says to held-out prompts, graded, and written down in `path`. What was killed goes
+    on where it was, and writes the same bytes.
+    """
     plain = recipe.model.model_copy(update={"lora": None})
     heading = header(recipe, checkpoint, data.held_prompts, step)
     refuse_other(path, heading)
+    partial = unfinished_path(path)
     with Grader(recipe.rewards, recipe.grading) as grader:
-        sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
-        model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
-        sampler.load(merged_weights(model), step)
         benchmark = wire.make_benchmark(recipe, data.held_prompts, grader)
         assert benchmark is not None
-        result = measure(sampler, benchmark)
-    write(path, Results(heading, items(benchmark, result.groups)))
+        with unfinished(partial, drawing(heading, checkpoint.folder, benchmark.at_once)) as kept:
+            if kept.responses:
+                notes.print(f"{kept.responses} responses were drawn before, and are read from {partial}", markup=False)
+            sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
+            model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
+            sampler.load(merged_weights(model), step)
+            result = measure(sampler, benchmark, kept)
+            write(path, Results(heading, items(benchmark, result.groups)))
     return {**result.metrics, "results": str(path)}

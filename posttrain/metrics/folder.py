@@ -25,6 +25,7 @@ from posttrain.metrics import durable
 from posttrain.metrics.continuation import refusals
 from posttrain.metrics.environment import environment
 from posttrain.metrics.results import result_steps, results_path
+from posttrain.metrics.unfinished import later_unfinished
 from posttrain.recipe.load import read_yaml
 
 RolloutKind = Literal["step", "eval"]
@@ -116,6 +117,8 @@ class RunFolder:
                 self.rollout_path(kind, later).unlink()
         for later in (s for s in result_steps(self.path) if s > step):
             results_path(self.path, later).unlink()
+        for unfinished in later_unfinished(self.path, step):
+            unfinished.unlink()
         self._last_step = None
 
     def rollout_path(self, kind: RolloutKind, step: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from posttrain.errors import DataError, GradingError, RecipeError
@@ -68,8 +68,9 @@ class Grader:
         """The process ids of the workers, each of which has just answered; not while `grade` runs."""
         return self._pool.pids()
 
-    def grade(self, groups: Groups) -> list[tuple[Verdict, ...]]:
-        """One verdict per roll-out, in the groups' own shape and order, whatever finishes first.
+    def grade(self, groups: Groups, told: Callable[[int, int], None] | None = None) -> list[tuple[Verdict, ...]]:
+        """One verdict per roll-out, in the groups' own shape and order, whatever finishes first. After each question to
+        a verifier `told` hears how many of how many are answered.
 
         Raises DataError where a prompt lacks a column that a verifier needs, before anything is graded; GradingError
         where more than `grading.max_failure_rate` of the verdicts ended in a timeout or an error.
@@ -81,7 +82,9 @@ class Grader:
         parts: list[list[list[Part]]] = [
             [[Part(None)] * len(self.rewards) for _ in rollouts] for _, rollouts in groups
         ]  # group, roll-out, reward
-        for job, answers in zip(jobs, self._parts(jobs), strict=True):
+        for done, (job, answers) in enumerate(zip(jobs, self._parts(jobs), strict=True), start=1):
+            if told:
+                told(done, len(jobs))
             for member, part in zip(job.members, answers, strict=True):
                 parts[job.group][member][job.reward] = _within(part, groups[job.group][1][member], job.label)
         verdicts = [tuple(self._verdict(row) for row in rows) for rows in parts]
