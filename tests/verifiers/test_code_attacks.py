@@ -39,7 +39,8 @@ def patient() -> Iterator[Code]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_scores_nothing_and_leaves_nothing(code: Code, name: str) -> None:
-    with nothing_left():
+    assert code._sandbox is not None
+    with nothing_left(code._sandbox):
         for columns in (CHECK, ASSERTS, VALUES):
             verdict = code(ATTACKS[name] + WHOLE, **columns)
             assert verdict.score == 0.0, verdict.reason

@@ -49,7 +49,7 @@ def test_there_are_at_least_thirty_attacks() -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_wrong_and_leaves_nothing(sandbox: Sandbox, name: str) -> None:
     started = time.monotonic()
-    with nothing_left():
+    with nothing_left(sandbox):
         value = called(sandbox, ATTACKS[name])
         ended = sandbox.run(ATTACKS[name], "7\n")
     assert time.monotonic() - started < 2 * (SMALL.seconds + GRACE)
@@ -70,7 +70,7 @@ def test_an_attack_finds_nothing_and_manages_nothing(sandbox: Sandbox, name: str
 
 
 def test_an_open_program_that_attacks_is_gone_once_its_session_is_closed(sandbox: Sandbox) -> None:
-    with nothing_left():
+    with nothing_left(sandbox):
         session = sandbox.open(ATTACKS["stays behind by a double fork"])
         assert session.call("solve", [7]) is None
         session.close()

@@ -91,7 +91,7 @@ def test_a_machine_that_forbids_a_part_gets_an_error_that_names_it(calls: dict[s
 def test_a_program_that_cannot_be_isolated_is_not_run() -> None:
     with Sandbox(limits=PATIENT) as sandbox:
         # No process can be given such a limit: its own process says so, and stops there.
-        with nothing_left(), pytest.raises(SandboxUnavailableError, match=r"OverflowError.*nothing was run"):
+        with nothing_left(sandbox), pytest.raises(SandboxUnavailableError, match=r"OverflowError.*nothing was run"):
             sandbox.run("print(1)", limits=Limits(seconds=60, memory=1 << 70))
         assert sandbox.run("print(1)").stdout == "1\n"
 
@@ -137,7 +137,7 @@ time.sleep(99)
         assert owner.stdout is not None
         fork = int(owner.stdout.readline())
         descendants = processes()
-        # The owner, its fork, the guard, the warm process, and three of each program.
+        # The owner, its fork, the guard, the warm process, and for each program a cell and two processes.
         assert len(descendants) >= 1 + 1 + 1 + 1 + 2 * 3
         owner.kill()
         owner.wait()
@@ -186,7 +186,8 @@ print(dict(os.environ), [o for o in gc.get_objects() if type(o) is dict and 'SAN
             assert sandbox.run(source).stdout == "{} []\n"
             children = processes()
             texts = [Path(f"/proc/{pid}/environ").read_text() for pid in children if is_sandbox(pid)]
-            assert len(texts) == 2
+            # The guard, the warm process, and the cell that the program was in.
+            assert len(texts) == 3
             assert not [text for text in texts if secret in text]
             assert not json.dumps(texts).count("HOME=")
     finally:

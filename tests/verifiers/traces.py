@@ -97,10 +97,16 @@ def _all() -> dict[str, object]:
 
 
 @contextmanager
-def nothing_left() -> Iterator[None]:
-    """What is done inside must leave the host as it was. A sandbox must be there before, or be closed inside."""
+def nothing_left(*sandboxes: Sandbox) -> Iterator[None]:
+    """What is done inside must leave the host as it was, but for the places that these sandboxes keep for later
+    programs. A sandbox must be there before, or be closed inside.
+    """
+    for sandbox in sandboxes:
+        sandbox.let_go()
     before = _all()
     yield
+    for sandbox in sandboxes:
+        sandbox.let_go()
     until = time.monotonic() + SETTLE
     while (after := _all()) != before and time.monotonic() < until:
         time.sleep(0.02)

@@ -12,17 +12,18 @@ import functools
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain_verifiers.programs import extraction
+from posttrain_verifiers.programs.ahead import ANSWER, Ahead
 from posttrain_verifiers.programs.names import SCOPES, Names
 from posttrain_verifiers.programs.outcome import BrokenTestsError, Outcome, cut
 from posttrain_verifiers.programs.proxies import LostError, Named, Program, RaisedError
 from posttrain_verifiers.programs.watch import TooLongError, busy_for
-from posttrain_verifiers.sandbox import Limits, ProgramEndedError, ProgramError, Sandbox
+from posttrain_verifiers.sandbox import Calls, Limits, ProgramEndedError, ProgramError, Sandbox
 
 _CANDIDATE = "candidate"
 _BUILTINS = frozenset(dir(builtins))
@@ -64,6 +65,8 @@ class CallTests:
     """The program's names whose value the tests use."""
     modules: frozenset[str]
     """Of the standard library, named by tests that do not import them."""
+    ahead: Ahead = Ahead()
+    """The calls of the first statements."""
     candidate: str = ""
     """What `candidate` stands for."""
     prompt: str = ""
@@ -83,8 +86,9 @@ class CallTests:
     def run(self, sandbox: Sandbox, source: str, limits: Limits, stop: bool) -> Outcome:
         """Raises BrokenTestsError where the tests are at fault; ends at the first failure where `stop` is set."""
         try:
-            with sandbox.open(source, limits) as session, busy_for(limits.seconds):
-                return self._run(Program(session), stop)
+            asked = self.ahead.rounds.get(0, Calls())
+            with sandbox.open(source, limits, asked) as session, busy_for(limits.seconds):
+                return self._run(Program(session, self.ahead), stop)
         except ProgramError as error:
             return Outcome(0, self.total, cut(f"the program does not load: {error.kind}: {error.message}"))
         except ProgramEndedError as error:
@@ -116,7 +120,7 @@ class CallTests:
     def _prepared(self, program: Program, space: dict[str, Any]) -> str:
         """Fill the tests' names; returns what the program did wrong meanwhile, if it did."""
         space |= {name: importlib.import_module(name) for name in self.modules}
-        space |= {name: Named(program, name) for name in self.called}
+        space |= {name: Named(program, name) for name in self.called} | {ANSWER: program.answer}
         try:
             for code in self.trusted:
                 exec(code, space)
@@ -218,7 +222,18 @@ def _tests(
             raise BrokenTestsError("they name nothing that the program could define")
     fetched = whole.values & theirs - known
     codes = tuple(map(_compiled, trusted))
-    return CallTests(codes, compiled, frozenset(theirs - fetched), frozenset(fetched), frozenset(modules), **fields)
+    own = {name: name for name in theirs} | ({_CANDIDATE: fields["candidate"]} if fields.get("candidate") else {})
+    early = Names.union(Names.of(node) for node in trusted if not isinstance(node, SCOPES)).read & theirs
+    # What comes before the tests may not call the program after it was asked for theirs.
+    free = (_BUILTINS - whole.bound - set(own)) | modules
+    ahead = Ahead() if fetched or early else Ahead.of(statements, own, free)
+    compiled = (
+        tuple(replace(s, code=_compiled(node)) for s, node in zip(compiled, ahead.statements, strict=False))
+        + compiled[len(ahead.statements) :]
+    )
+    return CallTests(
+        codes, compiled, frozenset(theirs - fetched), frozenset(fetched), frozenset(modules), ahead, **fields
+    )
 
 
 def _statement(node: ast.stmt) -> Statement:

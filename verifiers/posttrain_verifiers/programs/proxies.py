@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from posttrain_verifiers.programs.ahead import Ahead
 from posttrain_verifiers.programs.outcome import shown
 from posttrain_verifiers.sandbox import Ended, Handle, ProgramEndedError, ProgramError, Session
 
@@ -29,8 +31,11 @@ class LostError(BaseException):
 class Program:
     """One side of a session, with what a reason needs: the last call, and how the program ended if it did."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, ahead: Ahead = Ahead()) -> None:
+        """`ahead`: calls of which the session was asked for the first round."""
+        self.session, self._ahead = session, ahead
+        self._taken = 0
+        self._asked_for = ahead.rounds[0].count if ahead.rounds else 0
         self.ended: Ended | None = None
         self.answers = 0
         """How many values came from the program."""
@@ -43,15 +48,44 @@ class Program:
             args, kwargs = _sent(list(args)), _sent(dict(kwargs))
         name = target if isinstance(target, str) else target.type_name
         self.last = (name, args, None)
-        value = self._asked(functools.partial(self.session.call, target, args, kwargs))
+        value = self._asked(functools.partial(self._live, self.session.call, target, args, kwargs))
         self.last = (name, args, value)
         return value
 
+    def answer(self, number: int) -> Any:
+        """What the call of this number gives, of those that are asked for ahead."""
+        call = self._ahead.calls[number]
+        self.last = (call.name, call.args, None)
+        value = self._asked(functools.partial(self._next, number))
+        self.last = (call.name, call.args, value)
+        return value
+
+    def _next(self, number: int) -> Any:
+        if number >= self._asked_for:
+            self._skip(self._asked_for)
+            first = max(start for start in self._ahead.rounds if start <= number)
+            self.session.ask(self._ahead.rounds[first])
+            self._taken, self._asked_for = first, first + self._ahead.rounds[first].count
+        self._skip(number)
+        self._taken = number + 1
+        return self.session.next()
+
+    def _skip(self, number: int) -> None:
+        """Take the answers before this one, which a statement that failed did not come to."""
+        while self._taken < number:
+            self._taken += 1
+            with contextlib.suppress(ProgramError):
+                self.session.next()
+
+    def _live(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        self._skip(self._asked_for)
+        return question(*arguments)
+
     def get(self, name: str) -> Any:
-        return self._asked(functools.partial(self.session.get, name))
+        return self._asked(functools.partial(self._live, self.session.get, name))
 
     def attribute(self, target: Handle, name: str) -> Any:
-        return self._asked(functools.partial(self.session.attribute, target, name))
+        return self._asked(functools.partial(self._live, self.session.attribute, target, name))
 
     def said(self) -> str:
         """The last call and what it gave."""

@@ -7,15 +7,13 @@ arguments of the calls.
 from __future__ import annotations
 
 import atexit
+import importlib
 import io
 import linecache
 import os
-import random
-import socket
 import sys
-import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from posttrain_verifiers.sandbox import frames, values
@@ -25,42 +23,69 @@ FILE = "program.py"
 MOST_CHARACTERS = 2000
 """Of an exception's message."""
 REPR_CHARACTERS = 200
+_SEEDED = ("random", "statistics")
+"""Modules with random numbers of their own."""
+_hooks: list[dict[str, Callable[[], object]]] = []
 
 
-def prepare() -> None:
-    """Done once, before anything is forked."""
+def load(names: Sequence[str]) -> None:
+    """Import modules, once, before anything is forked. What they would have done in each fork is done in those that a
+    program makes; the program's own process has but one thread when it is made, and nothing to put right.
+    """
+    register = os.register_at_fork
+    os.register_at_fork = lambda **hook: _hooks.append(hook)  # type: ignore[assignment]
+    try:
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue  # built without it
+    finally:
+        os.register_at_fork = register
     sys.argv = [FILE]
     sys.path = [path for path in sys.path if path]
+    os.environ.clear()
+    for name in [name for name in sys.modules if name.startswith("posttrain_verifiers")]:
+        del sys.modules[name]
+    sys.modules["__main__"] = types.ModuleType("__main__")
 
 
-def main() -> NoReturn:
-    try:
-        channel = socket.socket(fileno=CHANNEL)
-        _set_streams()
-        os.environ.clear()
-        random.seed()
-        nonce, action, source = values.loads(frames.receive(channel))
-        for name in [name for name in sys.modules if name.startswith("posttrain_verifiers")]:
-            del sys.modules[name]
-        if action == "run":
-            channel.close()
-            _run(source)
-        _Server(channel).serve(nonce, source)
-    except BaseException:
-        os._exit(1)
-    finally:
-        os._exit(0)
-
-
-def _set_streams() -> None:
+def set_streams() -> None:
+    """Python's streams over 0, 1 and 2, which a program's process puts its own descriptors under."""
     errors = {"stdin": "surrogateescape", "stdout": "surrogateescape", "stderr": "backslashreplace"}
+    ends = os.pipe()  # as a program's are: a stream asks once whether it can go back
     for number, (name, handling) in enumerate(errors.items()):
+        if number:
+            os.dup2(ends[1], number)
         raw = io.FileIO(number, "r" if number == 0 else "w", closefd=False)
         buffer: Any = io.BufferedReader(raw) if number == 0 else io.BufferedWriter(raw)
         stream = io.TextIOWrapper(buffer, "utf-8", handling, line_buffering=number == 2)
         stream.mode = raw.mode[0]  # type: ignore[misc]
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    for end in ends:
+        os.close(end)
+
+
+def main() -> NoReturn:
+    try:
+        nonce, action, source, *rest = values.loads(frames.receive(CHANNEL))
+        if action == "run":
+            os.close(CHANNEL)
+            _prepare(source)
+            _run(source)
+        _Server().serve(nonce, source, *rest)
+    except BaseException:
+        os._exit(1)
+    finally:
+        os._exit(0)
+
+
+def _prepare(source: str) -> None:
+    for hook in _hooks:
+        os.register_at_fork(**hook)
+    if any(name in source for name in _SEEDED):
+        sys.modules["random"].seed()
 
 
 def _module(name: str, source: str) -> types.ModuleType:
@@ -87,12 +112,18 @@ def _run(source: str) -> NoReturn:
             sys.excepthook(type(error), error.with_traceback(shown), shown)
         except BaseException:
             code = 1
-    for finish in (threading._shutdown, atexit._run_exitfuncs, lambda: sys.stdout.flush(), lambda: sys.stderr.flush()):  # type: ignore[attr-defined]
+    for finish in (_end_threads, atexit._run_exitfuncs, lambda: sys.stdout.flush(), lambda: sys.stderr.flush()):
         try:
             finish()
         except BaseException:
             code = code or 120
     os._exit(code & 0xFF)
+
+
+def _end_threads() -> None:
+    import threading  # which would look after every fork if it were imported here first
+
+    threading._shutdown()  # type: ignore[attr-defined]
 
 
 def _exit_code(code: Any) -> int:
@@ -107,30 +138,41 @@ def _exit_code(code: Any) -> int:
 class _Server:
     """Answers the owner's requests, one after the other, until either end goes."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        self.channel = channel
+    def __init__(self) -> None:
+        self.pid = os.getpid()
         self.kept: list[Any] = []
         self.places: dict[int, int] = {}
         self.globals: dict[str, Any] = {}
 
-    def serve(self, nonce: str, source: str) -> NoReturn:
-        pid = os.getpid()
-        self.answer(nonce, lambda: self.load(source))
+    def serve(self, nonce: str, source: str, calls: Sequence[Sequence[Any]], leaves: bool) -> NoReturn:
+        """`leaves`: these calls are the last, unless one of them gives an object that stays here."""
+        if not self.answer(nonce, lambda: self.load(source)):
+            os._exit(0)
         while True:
-            if os.getpid() != pid:
-                os._exit(0)  # a fork of the program came back here
-            nonce, action, *rest = values.loads(frames.receive(self.channel))
-            self.answer(nonce, lambda: getattr(self, action)(*rest))  # noqa: B023
+            for function, arguments, keywords in calls:
+                self.answer(nonce, lambda: self.call(function, arguments, keywords))  # noqa: B023
+            if leaves and not self.kept:
+                os._exit(0)
+            nonce, action, *rest = values.loads(frames.receive(CHANNEL))
+            calls, leaves = rest if action == "calls" else ((), False)
+            if action != "calls":
+                self.answer(nonce, lambda: getattr(self, action)(*rest))  # noqa: B023
 
-    def answer(self, nonce: str, action: Callable[[], Any]) -> None:
+    def answer(self, nonce: str, action: Callable[[], Any]) -> bool:
+        """Whether it was done without an exception."""
+        done = True
         try:
             text = values.dumps([nonce, "value", values.encode(action(), self.hold)])
         except BaseException as error:
             text = values.dumps([nonce, "raised", *_described(error)])
-        self.channel.sendall(frames.framed(text))
+            done = False
+        if os.getpid() != self.pid:
+            os._exit(0)  # a fork of the program came back here
+        frames.send(CHANNEL, text)
+        return done
 
     def load(self, source: str) -> None:
-        sys.modules["__main__"] = types.ModuleType("__main__")
+        _prepare(source)
         module = _module("program", source)
         self.globals = module.__dict__
         exec(compile(source, FILE, "exec", dont_inherit=True), self.globals)

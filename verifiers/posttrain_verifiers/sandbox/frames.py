@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import struct
 
 MOST_BYTES = 6 << 20
@@ -23,17 +23,18 @@ def unframed(buffer: bytes | bytearray) -> bytes | None:
     return bytes(buffer[4 : 4 + length]) if len(buffer) >= 4 + length else None
 
 
-def receive(channel: socket.socket) -> bytes:
-    """The next message, waited for. Raises EOFError where the other side has gone."""
-    (length,) = struct.unpack(">I", _exactly(channel, 4))
-    return _exactly(channel, length)
-
-
-def _exactly(channel: socket.socket, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        part = channel.recv(min(count - len(parts), 1 << 20))
+def receive(channel: int) -> bytes:
+    """The next message, waited for; the other side sends none before it is answered. Raises EOFError where it went."""
+    came = bytearray()
+    while (text := unframed(came)) is None:
+        part = os.read(channel, 1 << 16)
         if not part:
             raise EOFError
-        parts += part
-    return bytes(parts)
+        came += part
+    return text
+
+
+def send(channel: int, text: bytes) -> None:
+    left = memoryview(framed(text))
+    while left:
+        left = left[os.write(channel, left) :]

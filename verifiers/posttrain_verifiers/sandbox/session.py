@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 from posttrain_verifiers.sandbox import values
 from posttrain_verifiers.sandbox.limits import Ended, ProgramEndedError, ProgramError
 from posttrain_verifiers.sandbox.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls that are asked for together, encoded once. `last`: no other request follows them."""
+
+    text: bytes = b"[]"
+    count: int = 0
+    last: bool = False
+
+    @classmethod
+    def of(cls, calls: Iterable[tuple[str, Sequence[Any], Mapping[str, Any]]], last: bool) -> Self:
+        """From (name, arguments, keywords). Raises TypeError for what is no plain data, TooLargeError."""
+        trees = [[name, values.encode(list(args), _plain), values.encode(dict(kw), _plain)] for name, args, kw in calls]
+        return cls(values.dumps(trees), len(trees), last)
 
 
 class Session:
@@ -20,16 +36,26 @@ class Session:
     there only.
     """
 
-    def __init__(self, program: Program, source: str) -> None:
-        """Raises ProgramError where the program's top level raises, ProgramEndedError where it does not come back."""
-        self._program = program
+    def __init__(self, start: Callable[[bytes, int], Program], source: str, calls: Calls) -> None:
+        """`start` makes a program of a request and how many answers it is due; `calls` are asked for with it. Raises ProgramError where the program's top level raises,
+        ProgramEndedError where it does not come back.
+        """
         self._owner = os.getpid()
         self._handles: dict[int, values.Handle] = {}
+        self._program = start(self._request("load", values.dumps(source), calls), 1 + calls.count)
         try:
-            self._ask("load", source)
+            self._answered()
         except BaseException:
             self.close()
             raise
+
+    def ask(self, calls: Calls) -> None:
+        """Ask for these calls; all that was asked for before must have been answered."""
+        self._program.ask(self._request("calls", b"", calls), calls.count)
+
+    def next(self) -> Any:
+        """The value of the next of the calls that were asked for together. Raises as `call` does."""
+        return self._answered()
 
     def call(self, name: str | values.Handle, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """What the program's global, or a handle, gives for these arguments.
@@ -49,7 +75,7 @@ class Session:
         return self._ask("attribute", self._tree(handle), name)
 
     def close(self) -> None:
-        self._program.end("killed")
+        self._program.close()
 
     @property
     def ended(self) -> Ended | None:
@@ -63,17 +89,26 @@ class Session:
         self.close()
 
     def __del__(self) -> None:
-        if self._owner == os.getpid():
+        if hasattr(self, "_program") and self._owner == os.getpid():
             self.close()
 
     def _ask(self, action: str, *arguments: Any) -> Any:
-        nonce = os.urandom(16).hex()
-        answer = self._program.exchange(values.dumps([nonce, action, *arguments]))
+        self._nonce, self._leaves = os.urandom(16).hex(), False
+        self._program.ask(values.dumps([self._nonce, action, *arguments]))
+        return self._answered()
+
+    def _request(self, action: str, first: bytes, calls: Calls) -> bytes:
+        self._nonce, self._leaves = os.urandom(16).hex(), calls.last
+        parts = [f'"{self._nonce}","{action}"'.encode(), first, calls.text, b"true" if calls.last else b"false"]
+        return b"[" + b",".join(filter(None, parts)) + b"]"
+
+    def _answered(self) -> Any:
+        answer = self._program.answer(self._leaves)
         if isinstance(answer, Ended):
             raise ProgramEndedError(answer)
         try:
             echo, kind, *said = values.loads(answer)
-            if echo != nonce or kind not in ("value", "raised"):
+            if echo != self._nonce or kind not in ("value", "raised"):
                 raise values.MalformedError("the answer to another question")
             if kind == "value":
                 (tree,) = said
@@ -100,3 +135,7 @@ class Session:
         if place not in self._handles:
             self._handles[place] = values.Handle(place, str(name)[:200], str(shown)[:1000])
         return self._handles[place]
+
+
+def _plain(value: Any) -> list[Any]:
+    raise TypeError(f"no value of type {type(value).__name__} can be passed to a program")

@@ -25,6 +25,14 @@ MOST_ITERATED = 10_000
 MOST_EQUAL_HASHES = 50
 """Of a set or dict: more would make building it quadratic."""
 
+_read = json.JSONDecoder().scan_once
+_write = json.JSONEncoder(separators=(",", ":")).iterencode
+if json.encoder.c_make_encoder is not None:
+    # What the encoder itself makes anew for each message. Trees have no circles.
+    _write = json.encoder.c_make_encoder(
+        None, None, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True
+    )
+
 Held = Callable[[Any], list[Any]]
 Found = Callable[[list[Any]], Any]
 
@@ -80,6 +88,8 @@ _NAMES: dict[type, str] = {t: name for name, t in _NAMED.items()}
 _ITERABLE: tuple[Any, ...] = ([], (), "", "é", {}, {}.values(), {}.items(), set(), b"", range(0), range(1 << 70))
 _ITERATORS = {type(iter(v)) for v in _ITERABLE} | {type(reversed(v)) for v in _ITERABLE[:1] + _ITERABLE[4:7]}
 _ITERATORS |= {map, filter, zip, enumerate, reversed, type(_ for _ in "")}
+_ITSELF = frozenset({bool, str, float, type(None)})
+"""Types that JSON has."""
 _EXACT = 1 << 53
 _DIGITS = 5000
 """Of a decimal or fraction; and the largest exponent of a decimal, since arithmetic may write it out."""
@@ -92,7 +102,7 @@ class _Encoder:
 
     def tree(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
-        if value is None or kind in (bool, str, float):
+        if kind in _ITSELF:
             return value
         if kind is int:
             return value if -_EXACT < value < _EXACT else ["int", hex(value)]
@@ -109,7 +119,7 @@ class _Encoder:
         self.left -= len(values)
         if self.left < 0:
             raise TooLargeError(f"more than {MOST_ITEMS} items")
-        return [self.tree(v, depth + 1) for v in values]
+        return [v if type(v) in _ITSELF else self.tree(v, depth + 1) for v in values]
 
     def pairs(self, values: Any, depth: int) -> list[Any]:
         return self.all([part for pair in values.items() for part in pair], depth)
@@ -162,12 +172,14 @@ def encode(value: Any, held: Held) -> Any:
 
     Raises TooLargeError, and what `held` or an iterator of the value raises.
     """
+    if type(value) in _ITSELF:
+        return value
     return _Encoder(held).tree(value)
 
 
 def dumps(tree: Any) -> bytes:
     """Raises TooLargeError above `MOST_BYTES`."""
-    text = json.dumps(tree, separators=(",", ":")).encode()
+    text = "".join(_write(tree, 0)).encode()
     if len(text) > MOST_BYTES:
         raise TooLargeError(f"{len(text)} bytes, more than {MOST_BYTES}")
     return text
@@ -176,9 +188,13 @@ def dumps(tree: Any) -> bytes:
 def loads(text: bytes) -> Any:
     """Raises MalformedError."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        words = text.decode("ascii")
+        tree, end = _read(words, 0)
+    except (ValueError, RecursionError, StopIteration) as error:
         raise MalformedError(f"no message: {error!s:.100}") from None
+    if end != len(words):
+        raise MalformedError("no message: words behind it")
+    return tree
 
 
 def decode(tree: Any, found: Found) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -10,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from posttrain_verifiers.sandbox import values
+from posttrain_verifiers.sandbox import frames, values
+from posttrain_verifiers.sandbox.cells import START_LIMIT, Cell
 from posttrain_verifiers.sandbox.limits import Ended, Limits, SandboxUnavailableError
-from posttrain_verifiers.sandbox.program import START_LIMIT, Ends, Program
-from posttrain_verifiers.sandbox.session import Session
+from posttrain_verifiers.sandbox.program import Ends, Program
+from posttrain_verifiers.sandbox.session import Calls, Session
 
 LANGUAGES = ("python",)
 _PACKAGE = Path(__file__).parent
@@ -30,6 +31,8 @@ from posttrain_verifiers.sandbox import zygote
 zygote.main(int(sys.argv[3]), int(sys.argv[4]))
 """
 """Packages without their contents, so that the process holds nothing but what it needs."""
+MOST_IDLE = 4
+"""Cells that are kept for later programs."""
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
 """Of the warm process; a program's is empty. The seed is fixed, so a set is printed in the same order each time."""
 _WAYS_OUT = {
@@ -43,13 +46,18 @@ _WAYS_OUT = {
     " one; in a container, an AppArmor profile that lets mount through",
 }
 
+_Shape = tuple[int, int, int]
+"""What a cell is made for: memory, processes and disk of its limits."""
+
 
 class Sandbox:
     """Runs programs that may be hostile. Raises SandboxUnavailableError where it cannot; it never runs one without.
 
-    A program is a process in user, mount, pid, ipc, uts and network namespaces of its own, without capabilities,
-    behind a list of allowed system calls, with a root of nothing but Python's library and a tmpfs. Its environment is
-    empty. It sees no other process, and the first process of its pid namespace, which is ours, ends it whole.
+    A program is a process in user, mount, pid, ipc, uts and network namespaces, without capabilities, behind a list of
+    allowed system calls, with a root of nothing but Python's library and a tmpfs. Its environment is empty. It sees no
+    other process, and the first process of its pid namespace, which is ours, ends it whole. These namespaces are its
+    own, but for programs that ran there before it and did nothing but compute: one that made a file, a process or a
+    thread takes them with it.
 
     Root needs nothing else: programs run as nobody (65534). An ordinary user needs a kernel that lets it make user
     namespaces and mount in them: Debian's and Fedora's do, Ubuntu's since 23.10 needs the sysctl that the error
@@ -67,6 +75,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._closed = False
         self._owner = os.getpid()
+        self._idle: list[tuple[_Shape, Cell]] = []
         self._control, self._process = _start()
 
     def run(self, source: str, stdin: str = "", limits: Limits | None = None) -> Ended:
@@ -75,18 +84,18 @@ class Sandbox:
         The verdict is the caller's: `code` is what the program wants it to be.
         """
         request = values.dumps(["", "run", source])
-        program = self._program(limits or self.limits, stdin)
+        program = self._program(limits or self.limits, request, 0, stdin)
         try:
-            return program.wait(request)
+            return program.wait()
         finally:
             program.end("killed")
 
-    def open(self, source: str, limits: Limits | None = None) -> Session:
-        """The program, loaded as a module that is not `__main__`.
+    def open(self, source: str, limits: Limits | None = None, calls: Calls = Calls()) -> Session:
+        """The program, loaded as a module that is not `__main__`, and asked for these calls at once.
 
         Raises ProgramError where its top level raises, ProgramEndedError where it does not come back.
         """
-        return Session(self._program(limits or self.limits, ""), source)
+        return Session(functools.partial(self._program, limits or self.limits), source, calls)
 
     def close(self) -> None:
         """End it, and with it every program that still runs."""
@@ -94,11 +103,19 @@ class Sandbox:
             self._closed = True
             self._stop()
 
+    def let_go(self) -> None:
+        """End the cells that are kept for later programs."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop()[1].kill()
+
     def _stop(self) -> None:
         # Its first process goes when it hears nothing more, and the guard after the last of them.
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
+        while self._idle:
+            self._idle.pop()[1].kill()
         try:
             self._process.wait(START_LIMIT)
         except subprocess.TimeoutExpired:
@@ -116,48 +133,91 @@ class Sandbox:
         if hasattr(self, "_process") and not self._closed and self._owner == os.getpid():
             self.close()
 
-    def _program(self, limits: Limits, stdin: str) -> Program:
-        """A process that is isolated and waits for a program. A warm process that has gone is started again, once."""
+    def _program(self, limits: Limits, request: bytes, answers: int, stdin: str | None = None) -> Program:
+        """An isolated process with a first request, which is due so many answers."""
         if self._closed:
             raise ValueError("the sandbox is closed")
+        channel, theirs = socket.socketpair()
+        out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        given = [theirs.fileno(), out[1], err[1]]
+        try:
+            # Before there is anybody to wait for it.
+            left = memoryview(frames.framed(request))
+            left = left[channel.send(left[: 1 << 16], socket.MSG_DONTWAIT) :]
+            if stdin is not None:
+                given.append(_readable(stdin.encode("utf-8", "surrogatepass")))
+            cell = self._started(limits, given)
+        except BaseException:
+            channel.close()
+            os.close(out[0])
+            os.close(err[0])
+            raise
+        finally:
+            theirs.close()
+            for descriptor in given[1:]:
+                os.close(descriptor)
+        return Program(Ends(channel, out[0], err[0], cell), limits, left, answers)
+
+    def _started(self, limits: Limits, descriptors: list[int]) -> Cell:
+        """The cell in which a process with these descriptors now is."""
+        shape = limits.memory, limits.processes, limits.disk
+        while True:
+            with self._lock:
+                found = next((held for held in self._idle if held[0] == shape), None)
+                if found is not None:
+                    self._idle.remove(found)
+            cell = self._new_cell(shape) if found is None else found[1]
+            try:
+                cell.start(limits.seconds, descriptors)
+            except OSError:
+                cell.kill()
+                if found is None:
+                    raise
+                continue
+            return cell
+
+    def _new_cell(self, shape: _Shape) -> Cell:
+        """A warm process that has gone is started again, once."""
         used = self._control
         try:
-            ends = self._fork(limits, stdin)
+            return self._fork(shape)
         except (EOFError, ConnectionError):
             with self._lock:
                 if self._control is used:
                     self._process.kill()
                     self._stop()
                     self._control, self._process = _start()
-            ends = self._fork(limits, stdin)
-        return Program(ends, limits)
+            return self._fork(shape)
 
-    def _fork(self, limits: Limits, stdin: str) -> Ends:
-        channel, theirs = socket.socketpair()
-        status, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        given = _readable(stdin.encode("utf-8", "surrogatepass"))
+    def _fork(self, shape: _Shape) -> Cell:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with self._lock:
-                request = json.dumps(asdict(limits)).encode()
-                socket.send_fds(self._control, [request], [given, out[1], err[1], theirs.fileno(), its.fileno()])
+            with self._lock, theirs:
+                request = json.dumps(dict(zip(("memory", "processes", "disk"), shape, strict=True))).encode()
+                socket.send_fds(self._control, [request], [theirs.fileno()])
                 reply, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 1)
             if not reply:
                 raise EOFError
             if not descriptors:
                 raise SandboxUnavailableError(_described(json.loads(reply)))
         except BaseException:
-            channel.close()
-            status.close()
-            os.close(out[0])
-            os.close(err[0])
+            ours.close()
             raise
-        finally:
-            theirs.close()
-            its.close()
-            for descriptor in (given, out[1], err[1]):
-                os.close(descriptor)
-        return Ends(channel, status, out[0], err[0], descriptors[0])
+        cell = Cell(ours, descriptors[0], lambda cell: self._keep(shape, cell))
+        # Until it says that it is isolated it holds no program.
+        words = cell.words() if cell.speaks_within(START_LIMIT) else "broken no answer"
+        if words != "ready":
+            cell.kill()
+            reason = words.removeprefix("broken ") or "its first process died"
+            raise SandboxUnavailableError(f"a program could not be isolated: {reason}; nothing was run")
+        return cell
+
+    def _keep(self, shape: _Shape, cell: Cell) -> bool:
+        with self._lock:
+            kept = not self._closed and len(self._idle) < MOST_IDLE
+            if kept:
+                self._idle.append((shape, cell))
+        return kept
 
 
 def _readable(text: bytes) -> int:

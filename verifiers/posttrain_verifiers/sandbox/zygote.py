@@ -1,13 +1,12 @@
-"""The warm process that programs are forked from, and the guard that ends it with its owner.
+"""The warm process that cells are forked from, which programs are forked from, and the guard that ends it with its owner.
 
 Started as a fresh interpreter, so that nothing of the owner's memory is in it. It never sees a program: a source goes
-from the owner to the forked process itself.
+from the owner to the program's own process.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import select
@@ -16,7 +15,7 @@ import socket
 import traceback
 from typing import NoReturn
 
-from posttrain_verifiers.sandbox import agent, filter, kernel, root, supervisor, tree
+from posttrain_verifiers.sandbox import agent, cell, filter, kernel, root, tree
 
 MODULES = """
 array ast bisect calendar cmath collections.abc contextlib copy dataclasses datetime decimal enum fractions functools
@@ -41,7 +40,7 @@ def main(control: int, owner: int) -> NoReturn:
     stage = "Python"
     try:
         _close_others(control, owner)
-        _load_modules()
+        agent.load(MODULES.split())
         stage = "/proc"
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         tree.check(proc)
@@ -81,15 +80,6 @@ def _close_others(*kept: int) -> None:
             continue  # the folder that was listed
 
 
-def _load_modules() -> None:
-    for name in MODULES.split():
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue  # built without it
-    agent.prepare()
-
-
 def _complain(channel: socket.socket, stage: str, error: BaseException) -> NoReturn:
     where = traceback.format_exception_only(error)[-1].strip()
     channel.send(json.dumps({"missing": stage, "reason": where}).encode())
@@ -124,11 +114,11 @@ def _serve(channel: socket.socket, proc: int, filter_code: bytes) -> NoReturn:
     except BaseException as error:
         _complain(channel, "first process", error)
     while True:
-        request, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, supervisor.DESCRIPTORS)
+        request, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 1)
         if not request:
             os._exit(0)
         try:
-            child = _start(json.loads(request), descriptors, proc, own, filter_code)
+            child = _start(json.loads(request), descriptors[0], proc, own, filter_code)
         except BaseException as error:
             channel.send(json.dumps({"missing": "fork", "reason": str(error)}).encode())
             continue
@@ -145,11 +135,11 @@ def _serve(channel: socket.socket, proc: int, filter_code: bytes) -> NoReturn:
         os.close(handle)
 
 
-def _start(limits: dict[str, float], descriptors: list[int], proc: int, own: int, filter_code: bytes) -> int:
+def _start(limits: dict[str, float], control: int, proc: int, own: int, filter_code: bytes) -> int:
     # A process may ask for a pid namespace for its children once; back in its own, it may again.
     kernel.setns(own, kernel.CLONE_NEWPID)
     kernel.unshare(kernel.CLONE_NEWPID, "pid")
     child = os.fork()
     if child == 0:
-        supervisor.supervise(limits, descriptors, proc, filter_code)
+        cell.live(limits, control, proc, filter_code)
     return child
