@@ -93,7 +93,7 @@ def _attention(kind: str, tensor: Tensor, architecture: Architecture, degree: in
     width = _share(tensor, tensor.shape[0], count, "heads")
     queries = _even(heads, degree, "num_attention_heads")
     if max(kv, degree) % min(kv, degree):
-        raise _MisfitError(f"num_key_value_heads is {kv}, which must be a multiple or a divisor of it")
+        raise _MisfitError(f"num_key_value_heads is {kv}, neither a multiple nor a divisor of it")
     copies = max(1, degree // kv)
     keys = Part(kv * width, kv * width * copies // degree, copies)
     parts = (Part(heads * width, queries.shard * width), keys, keys)
@@ -114,7 +114,7 @@ def _vocabulary(tensor: Tensor, architecture: Architecture, degree: int) -> Part
 
 def _even(size: int, degree: int, what: str) -> Part:
     if size % degree:
-        raise _MisfitError(f"{what} is {size}, which it does not divide")
+        raise _MisfitError(f"{what} is {size}")
     return Part(size, size // degree)
 
 
@@ -125,7 +125,8 @@ def _share(tensor: Tensor, size: int, count: int, what: str) -> int:
 
 
 def _short(name: str) -> str:
-    return ".".join(part for part in name.split(".")[-3:] if part not in ("weight", "bias") and not part.isdecimal())
+    words = [part for part in name.split(".") if part not in ("weight", "bias") and not part.isdecimal()]
+    return ".".join(words[-2:])
 
 
 def land_all(tensors: Iterable[Tensor], architecture: Architecture, degree: int) -> list[Landing]:
@@ -141,8 +142,10 @@ def land_all(tensors: Iterable[Tensor], architecture: Architecture, degree: int)
         return found
     fitting = ", ".join(map(str, degrees(tensors, architecture)))
     raise RecipeError(
-        [f"tensor_parallel: {degree} does not fit: {misfit}" for misfit in sorted(misfits)]
-        + [f"tensor_parallel: this {architecture.family} model can be cut for {fitting}"],
+        [
+            f"tensor_parallel: {degree} does not divide this {architecture.family} model ({'; '.join(sorted(misfits))}); "
+            f"what does: {fitting}"
+        ],
         "generation layout",
     )
 
