@@ -11,7 +11,7 @@ from typing import TypeVar
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.build.equations import equations
-from posttrain.build.purpose import greedy_pairs, only_evaluates, trains
+from posttrain.build.purpose import greedy_pairs, only_evaluates, time_limits, trains
 from posttrain.build.wants import new_tokens, wanted
 from posttrain.data.rows import columns_of
 from posttrain.data.shapes import require
@@ -94,7 +94,7 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
                 attempt(partial(require, columns, wanted(recipe, algorithm, data), key))
     if algorithm:
         mistakes += _pairwise(recipe, algorithm, signatures)
-    mistakes += greedy_pairs(recipe, signatures)
+    mistakes += greedy_pairs(recipe, signatures) + time_limits(recipe, signatures)
     mistakes += _machine(recipe, algorithm)
     if mistakes:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)

@@ -45,6 +45,17 @@ def only_evaluates(recipe: Recipe) -> list[str]:
     return [f"{name}: nothing is trained without an algorithm; leave it out, or add algorithm" for name in unread]
 
 
+def time_limits(recipe: Recipe, signatures: Sequence[VerifierSignature | None]) -> list[str]:
+    """A verifier that gives up by itself must get to say so before it is killed."""
+    limit = recipe.grading.timeout
+    return [
+        f"grading.timeout: {limit:g}, but {s.name} takes up to {s.timeout:g} s for one verdict (rewards[{i}].settings."
+        f"timeout) and would be killed before it can say that it gave up; raise grading.timeout, or lower that one"
+        for i, s in enumerate(signatures)
+        if s is not None and s.timeout is not None and limit <= s.timeout
+    ]
+
+
 def greedy_pairs(recipe: Recipe, signatures: Sequence[VerifierSignature | None]) -> list[str]:
     """A win rate needs somebody to win against."""
     compares = any(

@@ -21,13 +21,24 @@ def compare(
         ),
     ],
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="What is compared.")] = None,
+    level: Annotated[float, typer.Option(help="How often equal systems may be told apart, in all.")] = 0.05,
+    power: Annotated[float, typer.Option(help="How often what is advised would find a difference.")] = 0.8,
+    smallest: Annotated[
+        float | None, typer.Option(metavar="DIFFERENCE", help="What is worth finding; else what was seen.")
+    ] = None,
+    per_look: Annotated[int, typer.Option(metavar="SEEDS", help="New seeds before each look of the test.")] = 5,
+    looks: Annotated[int, typer.Option(help="How often the test over seeds may look.")] = 4,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this .png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Compare evaluations on the same problems: paired per problem, and across seeds, with intervals."""
-    from posttrain.metrics import comparison
+    """Compare evaluations on the same problems: paired per problem, and across seeds, with intervals.
 
-    found = comparison.compare(systems, metric)
+    The test over seeds holds its level only where level, seeds and looks were chosen before the first look.
+    """
+    from posttrain.metrics import comparison
+    from posttrain.metrics.seeds import Plan
+
+    found = comparison.compare(systems, metric, Plan(per_look, looks, level, power, smallest))
     if as_json:
         print(json.dumps(found, indent=1))
     else:

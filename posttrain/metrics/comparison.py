@@ -20,7 +20,6 @@ from posttrain.metrics.seeds import Plan, Scores, decide, difference, improvemen
 from posttrain.metrics.statistics import clustered_interval, holm, wilson
 from posttrain.metrics.systems import SHOWN, Measured, System, Values, default_metric, gather, values
 
-LEVEL = 0.05
 FEW_SEEDS = 10
 TOO_NARROW = "95 % intervals over so few cover less (75 to 87 % at 3, 88 to 93 % at 5); go by the sequential test"
 HEADER = ("verifiers", "sampling", "prompt", "system", "shots", "engine")
@@ -35,11 +34,12 @@ def compare(
 
     `systems`: means with 95 % intervals over problems. `pairs`, by benchmark: the paired difference with its interval,
     an exact or permutation test with Holm's adjustment over all rows, problems won, lost and tied by id, and how many
-    would find such a difference with 80 % power at .05 / rows. `seeds`, where each system has several runs:
-    interquartile means, probability of improvement, the sequential test's decision after `plan`, and how many seeds
-    would do. `notes`: what a reader must know. Ungraded responses are left out and counted.
+    would find the plan's smallest difference, or such a one, with its power at level / rows. `seeds`, where each system
+    has several runs: interquartile means, probability of improvement, the sequential test's decision after `plan`, and
+    how many seeds would do. `notes`: what a reader must know. Ungraded responses are left out and counted.
     Raises PosttrainError as `systems.gather` and `systems.values` do.
     """
+    plan = plan or Plan()
     systems = gather(paths)
     metric = metric or default_metric(systems)
     found = {
@@ -51,8 +51,8 @@ def compare(
         "systems": [
             _system(system, name, rows[system.name], seed) for name, rows in found.items() for system in systems
         ],
-        "pairs": _pairs([system.name for system in systems], found, seed),
-        **_seeds(systems, found, plan or Plan(), seed),
+        "pairs": _pairs([system.name for system in systems], found, plan, seed),
+        **_seeds(systems, found, plan, seed),
         "notes": [*(note for name in found for note in _notes(systems, name)), *_few_seeds(systems)],
     }
 
@@ -97,7 +97,9 @@ def _system(system: System, benchmark: str, rows: Sequence[Values], seed: int) -
     }
 
 
-def _pairs(names: Sequence[str], found: Mapping[str, Mapping[str, list[Values]]], seed: int) -> list[dict[str, Any]]:
+def _pairs(
+    names: Sequence[str], found: Mapping[str, Mapping[str, list[Values]]], plan: Plan, seed: int
+) -> list[dict[str, Any]]:
     rows = []
     for benchmark, by_name in found.items():
         for first, second in combinations(names, 2):
@@ -111,7 +113,7 @@ def _pairs(names: Sequence[str], found: Mapping[str, Mapping[str, list[Values]]]
     adjusted = holm([measured.p for _, measured, _ in rows])
     out = []
     for (named, measured, apart), p in zip(rows, adjusted, strict=True):
-        needed = problems_needed(measured, LEVEL / len(rows))
+        needed = problems_needed(measured, plan.level / len(rows), plan.power, plan.smallest)
         add = None if needed is None else max(0, needed - measured.problems)
         more = {"p_holm": p, "left_out": apart, "problems_needed": needed, "problems_to_add": add}
         out.append({**named, **asdict(measured), **more})
@@ -151,7 +153,7 @@ def _seeds(
             "decided": decision.verdict != "undecided",
             "looks": decision.looks,
             "add": decision.add,
-            "seeds_needed": seeds_needed(a, b, level),
+            "seeds_needed": seeds_needed(a, b, level, plan),
         }
         rows.append(row)
     return {"seeds": rows, "plan": asdict(plan)}
@@ -211,7 +213,8 @@ def _pairs_table(found: Mapping[str, Any]) -> Table:
     tests = ", ".join(dict.fromkeys(row["test"] for row in found["pairs"]))
     several = len({row["benchmark"] for row in found["pairs"]}) > 1
     title = f"paired by problem; p: {tests}; adjusted: Holm"
-    table = Table("difference", "of means [95 %]", "won:lost:tied", "p", "adjusted", "for 80 % power", title=title)
+    names = ("difference", "of means [95 %]", "won:lost:tied", "p", "adjusted", _power(found["plan"]))
+    table = Table(*names, title=title)
     for row in found["pairs"]:
         add, needed = row["problems_to_add"], row["problems_needed"]
         apart = f", {row['left_out']} left out" if row["left_out"] else ""
@@ -237,7 +240,7 @@ def _seeds_table(found: Mapping[str, Any]) -> Table:
         "of interquartile means [95 %]",
         "P(more) [95 %]",
         "sequential test",
-        "for 80 % power",
+        _power(plan),
     )
     table = Table(*names, title=title)
     for row in found["seeds"]:
@@ -254,6 +257,12 @@ def _seeds_table(found: Mapping[str, Any]) -> Table:
         )
         table.add_row(*map(escape, cells))
     return table
+
+
+def _power(plan: Mapping[str, Any]) -> str:
+    """Heads the column of how many more would do."""
+    sought = "" if plan["smallest"] is None else f", to find {plan['smallest']:g}"
+    return f"for {plan['power']:.0%} power{sought}".replace("%", " %")
 
 
 def _more(count: int, what: str) -> str:

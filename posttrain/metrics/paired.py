@@ -14,8 +14,6 @@ import numpy as np
 
 from posttrain.metrics.statistics import binomial_test, both_quantiles, resampled_means, sign_flip_test
 
-POWER = 0.8
-
 
 @dataclass(frozen=True, slots=True)
 class Paired:
@@ -98,12 +96,14 @@ def paired_interval(
     return float(min(low, mean)), float(max(high, mean))
 
 
-def problems_needed(found: Paired, level: float) -> int | None:
-    """How many problems in all would find the observed difference with 80 % power in a two-sided test at `level`:
-    ((z_{1 - level / 2} + z_{0.8}) * spread / difference)^2. None where no difference was observed."""
-    if not found.difference or found.problems < 2:
+def problems_needed(found: Paired, level: float, power: float = 0.8, smallest: float | None = None) -> int | None:
+    """How many problems in all would find the `smallest` difference, or the observed one, with this power in a
+    two-sided test at `level`: ((z_{1 - level / 2} + z_{power}) * spread / difference)^2. None where no difference is
+    asked for or was observed."""
+    difference = smallest or found.difference
+    if not difference or found.problems < 2:
         return None
-    return max(2, math.ceil((both_quantiles(level, POWER) * found.spread / found.difference) ** 2))
+    return max(2, math.ceil((both_quantiles(level, power) * found.spread / difference) ** 2))
 
 
 def _student(share: float, freedom: int) -> float:

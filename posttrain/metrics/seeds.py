@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 
 from posttrain.errors import PosttrainError
-from posttrain.metrics.paired import POWER
 from posttrain.metrics.statistics import both_quantiles
 
 Scores = Sequence[Sequence[float]]
@@ -31,12 +30,26 @@ class Plan:
     """New seeds of each recipe between looks. Three of each can never tell two recipes apart at 5 %."""
     looks: int = 4
     level: float = 0.05
+    """How often equal systems may be told apart, over all looks and pairs."""
+    power: float = 0.8
+    """How often the number of seeds or problems that is advised would find the difference."""
+    smallest: float | None = None
+    """The difference that is worth finding; None for the one that was observed."""
 
     def __post_init__(self) -> None:
         if self.per_look < 1 or self.looks < 1 or not 0 < self.level < 1:
             raise PosttrainError(
                 f"a sequential test with {self.per_look} seeds a look, {self.looks} looks and level {self.level}: "
                 "seeds and looks are at least 1, the level is between 0 and 1"
+            )
+        if not self.level / 2 < self.power < 1:
+            raise PosttrainError(
+                f"power {self.power}: the share of true differences that is found lies below 1, and above level / 2 = "
+                f"{self.level / 2:g}, which chance alone finds; .8 is usual"
+            )
+        if self.smallest is not None and not 0 < self.smallest < float("inf"):
+            raise PosttrainError(
+                f"smallest {self.smallest}: a difference above 0 in the metric's own units, as in .02 of an accuracy"
             )
 
 
@@ -98,16 +111,18 @@ def improvement(first: Scores, second: Scores, seed: int = 0, resamples: int = 5
     return _estimate(float(share(a, b)), share(*draws))
 
 
-def seeds_needed(first: Scores, second: Scores, level: float) -> int | None:
-    """How many seeds of each recipe would find the observed difference with 80 % power at `level`, by their means over
-    benchmarks: (z_{1 - level / 2} + z_{0.8})^2 (s1^2 + s2^2) / difference^2 + z_{1 - level / 2}^2 / 4, whose last term
-    is for the t-test's (Guenther 1981). None where no difference, or one seed, was observed."""
+def seeds_needed(first: Scores, second: Scores, level: float, plan: Plan = Plan()) -> int | None:
+    """How many seeds of each recipe would find the plan's smallest difference, or the observed one, with its power at
+    `level`, by their means over benchmarks: (z_{1 - level / 2} + z_{power})^2 (s1^2 + s2^2) / difference^2 +
+    z_{1 - level / 2}^2 / 4, whose last term is for the t-test's (Guenther 1981). None where no difference is asked for
+    or observed, or one seed was."""
     a, b = (np.mean(np.asarray(scores, dtype=float), axis=0) for scores in (first, second))
-    gap = float(b.mean() - a.mean())
+    gap = plan.smallest or float(b.mean() - a.mean())
     if min(len(a), len(b)) < 2 or not gap:
         return None
     spread = float(a.var(ddof=1) + b.var(ddof=1))
-    return max(2, math.ceil(both_quantiles(level, POWER) ** 2 * spread / gap**2 + both_quantiles(level, 0.5) ** 2 / 4))
+    by_normal = both_quantiles(level, plan.power) ** 2 * spread / gap**2
+    return max(2, math.ceil(by_normal + both_quantiles(level, 0.5) ** 2 / 4))
 
 
 def decide(pairs: Sequence[tuple[Scores, Scores]], plan: Plan, seed: int = 0) -> list[Decision]:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
 
 from posttrain.errors import ModelError
 from posttrain.models.location import Location, locate
+from posttrain.places import cache_root
 
 CACHE_FORMAT = 1
 """Part of the cache key: goes up when what a dequantised folder holds changes."""
@@ -39,12 +40,6 @@ def checkpoint_folder(path: str, revision: str | None = None, key: str = "model.
             f"{key}: {path!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
             f"{reason}); give a folder, a .gguf file, pkg://package/file, or a hub id that can be reached"
         ) from None
-
-
-def cache_root() -> Path:
-    """Where dequantised models are kept: POSTTRAIN_CACHE, or posttrain under the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
-    return Path(os.environ.get("POSTTRAIN_CACHE", default))
 
 
 def dequantised(location: Location) -> Path:

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import platform
 import sqlite3
 import sys
@@ -21,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from posttrain.places import cache_root
 from posttrain.recipe import Reward
 from posttrain.rewards.verifier import VerifierSignature
 from posttrain.rewards.worker import Part
@@ -39,12 +39,6 @@ AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
 _said: set[Path] = set()
-
-
-def cache_file() -> Path:
-    """Where verdicts are kept: beside the dequantised models, in POSTTRAIN_CACHE or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
-    return Path(os.environ.get("POSTTRAIN_CACHE", default)) / "verdicts.sqlite"
 
 
 def identity_of(reward: Reward, signature: VerifierSignature) -> bytes | None:
@@ -137,7 +131,7 @@ class VerdictCache:
     """
 
     def __init__(self, file: Path | None = None, size_limit: int = SIZE_LIMIT, patience: float = PATIENCE) -> None:
-        self.file = file or cache_file()
+        self.file = file or cache_root() / "verdicts.sqlite"
         self.size_limit = size_limit
         self.patience = patience
         self._lock = threading.Lock()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from posttrain.errors import DataError, GradingError, RecipeError
-from posttrain.metrics.report import Report
 from posttrain.recipe import Grading, Reward
 from posttrain.rewards.cache import VerdictCache, identity_of
 from posttrain.rewards.jobs import Asked, Groups, Job, jobs_of, missing_column
@@ -90,10 +89,6 @@ class Grader:
         verdicts = [tuple(self._verdict(row) for row in rows) for rows in parts]
         self._count([verdict for group in verdicts for verdict in group])
         return verdicts
-
-    def report(self) -> Report:
-        """Of the last call: the share of questions that kept verdicts answered, where verdicts are kept."""
-        return Report() if self._cache is None else Report.mean("grading/cached_fraction", self.cached, self.asked)
 
     def _check_columns(self, groups: Groups) -> None:
         for i, signature in enumerate(self.signatures):

@@ -55,6 +55,8 @@ class VerifierSignature:
     """Of what the Grader brings beside columns, what it takes; for an item verifier the name of its first parameter."""
     version: str | None = None
     """What it states of itself; None where its verdicts cannot be kept."""
+    timeout: float | None = None
+    """Seconds after which it gives up by itself: its setting of this name; None where it has none."""
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -87,6 +89,21 @@ def load_verifier(reward: Reward, key: str = "reward") -> Callable[..., Any]:
     With settings, what is named is called with them once: a class, or a function that makes a verifier.
     Raises RecipeError naming the key, the value and what was found instead.
     """
+    target = _named(reward, key)
+    if reward.settings or inspect.isclass(target):
+        name = reward.verifier.rpartition(":")[2]
+        _check_settings(target, reward, key)
+        try:
+            target = target(**reward.settings)
+        except Exception as error:
+            raise RecipeError([f"{key}.settings: {name} refused {reward.settings}: {error}"]) from None
+        if not callable(target):
+            raise RecipeError([f"{key}.verifier: {name} makes a {type(target).__name__}, which cannot be called"])
+    return target
+
+
+def _named(reward: Reward, key: str) -> Callable[..., Any]:
+    """The function or class that a recipe names."""
     path, colon, name = reward.verifier.partition(":")
     if not (path and colon and name.isidentifier()):
         raise RecipeError([f"{key}.verifier: {reward.verifier!r} is not written package.module:Name"])
@@ -96,15 +113,16 @@ def load_verifier(reward: Reward, key: str = "reward") -> Callable[..., Any]:
         callables = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))]
         found = "has no such name" if target is None else f"is a {type(target).__name__}, which cannot be called"
         raise RecipeError([f"{key}.verifier: {name!r} in {path!r} {found}; {_near(name, callables)}"])
-    if reward.settings or inspect.isclass(target):
-        _check_settings(target, reward, key)
-        try:
-            target = target(**reward.settings)
-        except Exception as error:
-            raise RecipeError([f"{key}.settings: {name} refused {reward.settings}: {error}"]) from None
-        if not callable(target):
-            raise RecipeError([f"{key}.verifier: {name} makes a {type(target).__name__}, which cannot be called"])
-    return target
+    found_there: Callable[..., Any] = target
+    return found_there
+
+
+def _timeout(reward: Reward, key: str) -> float | None:
+    """The setting `timeout`, or its default, of a class that has one."""
+    target = _named(reward, key)
+    parameter = inspect.signature(target).parameters.get("timeout") if inspect.isclass(target) else None
+    value = reward.settings.get("timeout", parameter.default) if parameter else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _check_settings(target: Callable[..., Any], reward: Reward, key: str) -> None:
@@ -151,4 +169,5 @@ def signature_of(reward: Reward, key: str = "reward") -> VerifierSignature:
         takes_all=takes_all,
         arguments=tuple(arguments),
         version=version if isinstance(version, str) else None,
+        timeout=_timeout(reward, key),
     )

@@ -125,6 +125,18 @@ def test_a_wrong_verifier_is_found_though_the_data_is_on_the_hub(folder: Path) -
     assert "letterz" in found
 
 
+def test_a_verifier_that_gives_up_by_itself_gets_the_time_to_say_so(folder: Path) -> None:
+    code = "rewards=[{verifier: 'posttrain_verifiers.code:Code', settings: {timeout: 20}}]"
+    said = mistakes(folder, code, "grading.timeout=20")
+    assert "grading.timeout: 20, but Code takes up to 20 s for one verdict (rewards[0].settings.timeout)" in said
+    assert "raise grading.timeout, or lower that one" in said
+    check(load(folder / "recipe.yaml", [code, "grading.timeout=20.5"]))
+    # By default it takes 2 s.
+    schema = "rewards=[{verifier: 'posttrain_verifiers.schema:Schema'}]"
+    assert "grading.timeout: 1.5, but Schema takes up to 2 s" in mistakes(folder, schema, "grading.timeout=1.5")
+    check(load(folder / "recipe.yaml", [schema, "grading.timeout=2.5"]))
+
+
 def test_a_missing_block_is_named(folder: Path) -> None:
     tree = recipe(folder)
     del tree["run"]

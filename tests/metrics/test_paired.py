@@ -128,6 +128,17 @@ def test_sums_in_another_order_are_ties():
     assert (found.tied, found.difference, found.p) == (("a",), 0.0, 1.0)
 
 
+def test_problems_needed_are_those_of_the_difference_that_is_asked_for():
+    found = paired(named([0.0] * 4), named([1.0, 1.0, -1.0, 1.0]), True)
+    assert (found.difference, found.spread) == (0.5, 1.0)
+    assert problems_needed(found, 0.05) == math.ceil((1.959964 + 0.841621) ** 2 / 0.25) == 32
+    assert problems_needed(found, 0.01, 0.9) == math.ceil((2.575829 + 1.281552) ** 2 / 0.25) == 60
+    assert problems_needed(found, 0.05, 0.8, 0.1) == math.ceil((1.959964 + 0.841621) ** 2 / 0.01) == 785
+    level = paired(named([0.0] * 4), named([1.0, -1.0, 1.0, -1.0]), True)
+    assert problems_needed(level, 0.05) is None
+    assert problems_needed(level, 0.05, smallest=0.5) == math.ceil((1.959964 + 0.841621) ** 2 * 4 / 3 / 0.25) == 42
+
+
 def test_as_many_problems_as_are_asked_for_find_the_difference_four_times_in_five():
     rng = np.random.default_rng(8)
     won, lost = 0.18, 0.08

@@ -181,6 +181,31 @@ def test_seeds_needed_have_the_power_they_promise():
     assert seeds_needed([[0.5]], [[0.7]], 0.05) is None
 
 
+def test_seeds_needed_follow_the_plans_power_and_smallest_difference():
+    a, b = [[0.0, 1.0, 2.0]], [[1.0, 2.0, 3.0]]
+    for power, smallest, z in ((0.9, None, 1.281552), (0.8, 0.5, 0.841621), (0.95, 2.0, 1.644854)):
+        gap = smallest or 1.0
+        by_hand = math.ceil((1.959964 + z) ** 2 * 2 / gap**2 + 1.959964**2 / 4)
+        assert seeds_needed(a, b, 0.05, Plan(power=power, smallest=smallest)) == by_hand
+    # Equal recipes say nothing of an observed difference, and all of one that is asked for.
+    assert seeds_needed(a, a, 0.05, Plan(smallest=0.5)) == seeds_needed(a, b, 0.05, Plan(smallest=0.5)) == 64
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"power": 1.0}, "power 1.0: "),
+        ({"power": 0.02}, "which chance alone finds"),
+        ({"smallest": 0.0}, "a difference above 0"),
+        ({"smallest": -0.1}, "smallest -0.1: "),
+        ({"smallest": float("nan")}, "smallest nan: "),
+    ],
+)
+def test_a_power_or_a_difference_without_sense_is_refused(plan, said):
+    with pytest.raises(PosttrainError, match=said):
+        Plan(**plan)
+
+
 @pytest.mark.parametrize("plan", [{"per_look": 0}, {"looks": 0}, {"level": 0.0}, {"level": 1.0}])
 def test_a_plan_without_sense_is_refused(plan):
     with pytest.raises(PosttrainError, match="a sequential test with"):

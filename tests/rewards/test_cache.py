@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def graded(
     rewards: Sequence[Reward], texts: Sequence[str], *, keep: bool = True, timeout: float = 20.0, **columns: Any
-) -> tuple[tuple[Verdict, ...], float | None]:
+) -> tuple[tuple[Verdict, ...], float]:
     """Verdicts on one group by a grader of its own, and the share that was kept from before."""
     with Grader(rewards, settings(timeout=timeout, cache=keep)) as grader:
         return verdicts_of(grader, texts, columns)
@@ -51,9 +51,9 @@ def settings(**fields: Any) -> Grading:
 
 def verdicts_of(
     grader: Grader, texts: Sequence[str], columns: Mapping[str, Any]
-) -> tuple[tuple[Verdict, ...], float | None]:
+) -> tuple[tuple[Verdict, ...], float]:
     (verdicts,) = grader.grade([(Prompt("p", (1,), "", columns), [roll(text) for text in texts])])
-    return verdicts, grader.report().values().get("grading/cached_fraction")
+    return verdicts, grader.cached / grader.asked
 
 
 def asked(log: Path) -> list[str]:
@@ -64,7 +64,7 @@ def test_verdicts_are_the_same_with_and_without_and_failures_are_asked_again(fol
     log = folder / "log"
     rewards = [reward("Counted", settings={"log": str(log)})]
     plain, share = graded(rewards, TEXTS, keep=False, answer="x")
-    assert (share, (folder / "cache").exists()) == (None, False)
+    assert (share, (folder / "cache").exists()) == (0.0, False)
     assert [v.status for v in plain] == ["ok", "unparsable", "error", "ok", "unparsable", "unavailable", "ok"]
     first, share = graded(rewards, TEXTS, answer="x")
     assert (first, share) == (plain, 0.0)
@@ -123,9 +123,9 @@ def test_verifiers_of_groups_or_pairs_or_without_a_version_keep_nothing(folder: 
     log = folder / "log"
     for name in ("Together", "Against"):
         for _ in range(2):
-            assert graded([reward(name, settings={"log": str(log)})], ["a", "bb"])[1] is None
+            assert graded([reward(name, settings={"log": str(log)})], ["a", "bb"])[1] == 0.0
     assert asked(log) == ["group"] * 2 + ["pair"] * 4
-    assert graded([Reward(verifier="tests.graders:equal")], ["a"], answer="a")[1] is None
+    assert graded([Reward(verifier="tests.graders:equal")], ["a"], answer="a")[1] == 0.0
     assert not (folder / "cache").exists()
 
 
