@@ -21,8 +21,6 @@ from typing import Any
 from aiohttp import web
 
 from posttrain.errors import SyncError
-from posttrain.rollout.intake import Intake
-from posttrain.rollout.server.bucket import read
 from posttrain.rollout.server.lifeline import OWNER, perish_with
 
 VOCABULARY = 96
@@ -125,18 +123,25 @@ class SmallEngine:
     async def _init_weight_transfer_engine(self, request: web.Request) -> web.Response:
         info = (await request.json())["init_info"]
         self.expected = {name: tuple(shape) for name, shape in info["expected"].items()}
+        # torch is imported when it is needed: most tests of processes end before.
+        from posttrain.rollout.server.bucket import read
+
         assert [t.tolist() for _, t in read(**info["probe"])] == [[1, 2, 3]]
         return web.json_response({})
 
     async def _start_weight_update(self, _: web.Request) -> web.Response:
         if self.active:
             raise SyncError("start_weight_update called while a weight update is already active.")
+        from posttrain.rollout.intake import Intake
+
         self.active, self.intake = True, Intake(self.expected)
         return web.json_response({})
 
     async def _update_weights(self, request: web.Request) -> web.Response:
         if not self.active:
             raise SyncError("start_weight_update must be called before update_weights.")
+        from posttrain.rollout.server.bucket import read
+
         info = (await request.json())["update_info"]
         try:
             if why := info.get("abandon"):

@@ -102,10 +102,13 @@ class Server:
             own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
         return {**os.environ, **own}
 
-    def ended(self) -> str | None:
-        """How the process ended, with the end of its log; None while it runs."""
-        code = None if self.process is None else self.process.poll()
-        if code is None:
+    def ended(self, patience: float = 0.0) -> str | None:
+        """How the process ended, with the end of its log; None while it runs after `patience` seconds."""
+        if self.process is None:
+            return None
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
             return None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         return f"{self.name} ({self.url}) {how}; its log ends:\n{self.tail()}"

@@ -136,7 +136,8 @@ class ServerSampler:
         self._report += Report.sum("engine/lost", 1)
         if replica.server is None:
             return
-        replica.lost = replica.server.ended() or why
+        # A connection breaks a moment before the process can be seen to have ended.
+        replica.lost = replica.server.ended(patience=0.5) or why
         if self.restarts < self.options.restarts:
             self.restarts += 1
             self._report += Report.sum("engine/restarts", 1)
