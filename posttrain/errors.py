@@ -36,3 +36,7 @@ class GradingError(PosttrainError):
 
 class TrainingError(PosttrainError):
     """A non-finite loss or gradient, or a batch from which nothing can be learnt."""
+
+
+class StoppedError(PosttrainError):
+    """A run that was told to stop, and has saved what it had."""

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from posttrain.learner.critic import Critic as Value
 from posttrain.learner.layout import Layout
+from posttrain.learner.policy import Companions, Computation, PolicyLearner
 from posttrain.learner.references import References
-from posttrain.learner.single import Companions, Computation, SingleLearner
 from posttrain.models.checkpoint import load_policy, load_scorer, load_tokenizer
 from posttrain.recipe import Critic, Lora, Model, Optimizer
 from posttrain.types import Prompt, Rollout, Sample
@@ -57,7 +57,7 @@ def tiny_learner(
     critic: Critic | None = None,
     bins: int = 1,
     **optimizer: Any,
-) -> SingleLearner:
+) -> PolicyLearner:
     """The real Learner on a tiny model. `critic` is the recipe's block, `bins` the outputs of its head."""
     settings, plain = Model(path=str(folder), lora=lora), Model(path=str(folder))
     asked = Optimizer(**{"learning_rate": 1e-3, **optimizer})
@@ -73,7 +73,7 @@ def tiny_learner(
         # A head of zeros would hide what does not reach the backbone.
         torch.nn.init.normal_((model.score if own else model).weight, std=0.3)
         values = Value(model, critic, asked, 10)
-    return SingleLearner(
+    return PolicyLearner(
         policy,
         load_tokenizer(folder),
         asked,

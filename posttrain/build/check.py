@@ -32,6 +32,8 @@ class Checked:
     row: Algorithm | None
     """None where the recipe only evaluates."""
     equations: tuple[str, ...]
+    graders: tuple[str, ...] = ()
+    """The names of its rewards."""
 
     @property
     def algorithm(self) -> Algorithm:
@@ -98,7 +100,8 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
     mistakes += _machine(recipe, algorithm)
     if mistakes:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
-    return Checked(recipe, algorithm, tuple(equations(recipe, algorithm)) if algorithm else ())
+    said = tuple(equations(recipe, algorithm)) if algorithm else ()
+    return Checked(recipe, algorithm, said, tuple(s.name for s in signatures if s is not None))
 
 
 def _against_row(recipe: Recipe, algorithm: Algorithm) -> list[str]:

@@ -14,9 +14,11 @@ from posttrain.build.check import Checked
 from posttrain.errors import ModelError
 from posttrain.learner.critic import Critic
 from posttrain.learner.references import References
+from posttrain.learner.sharding import Rows, Sharding, Whole
 from posttrain.models.checkpoint import load_policy, load_scorer
 from posttrain.models.gguf import checkpoint_folder
 from posttrain.recipe import Recipe, Reference
+from posttrain.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,20 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     device: str
     dtype: torch.dtype
+    world: World = ALONE
+    """Who computes."""
+
+
+def make_sharding(recipe: Recipe, checkpoint: Checkpoint) -> Sharding:
+    """How `hardware.learner.strategy` lays models over the ranks; in a world of one there is nothing to lay out."""
+    if checkpoint.world.size == 1 or recipe.hardware.learner.strategy != "fsdp2":
+        return Whole(checkpoint.world)
+    return Rows(checkpoint.world, checkpoint.dtype, checkpoint.device)
+
+
+def stored(sharding: Sharding, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that parameters are loaded in: of sharded ones that are their own masters, fp32 at least."""
+    return torch.promote_types(dtype, torch.float32) if sharding.lockstep else dtype
 
 
 def shares(reference: Reference) -> tuple[float, ...]:
@@ -35,7 +51,7 @@ def shares(reference: Reference) -> tuple[float, ...]:
     return tuple(p.share / total for p in reference.policies)
 
 
-def references(recipe: Recipe, checkpoint: Checkpoint) -> References:
+def references(recipe: Recipe, checkpoint: Checkpoint, sharding: Sharding) -> References:
     """Every reference policy, frozen. An adapter's own base needs no second copy. Raises ModelError."""
     plain = recipe.model.model_copy(update={"lora": None})
     models: list[nn.Module | None] = []
@@ -45,7 +61,7 @@ def references(recipe: Recipe, checkpoint: Checkpoint) -> References:
             continue
         key = f"reference.policies[{i}].path"
         folder = checkpoint.folder if policy.path is None else checkpoint_folder(policy.path, policy.revision, key)
-        model = load_policy(folder, plain, checkpoint.dtype, checkpoint.device)
+        model = load_policy(folder, plain, stored(sharding, checkpoint.dtype), checkpoint.device)
         size, own = model.get_input_embeddings().num_embeddings, len(checkpoint.tokenizer)
         if size < own:
             raise ModelError(f"{key}: {policy.path!r} knows {size} tokens, but the policy's tokenizer has {own}")
@@ -53,7 +69,7 @@ def references(recipe: Recipe, checkpoint: Checkpoint) -> References:
     return References(models)
 
 
-def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int) -> Critic:
+def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int, sharding: Sharding) -> Critic:
     """The value function of the recipe's `critic` block with the outputs that the row's cell reads."""
     recipe, settings = checked.recipe, checked.recipe.critic
     outputs = int(checked.algorithm.critic.settings.get("value_bins", 1))
@@ -62,9 +78,12 @@ def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int) 
         width = policy.get_output_embeddings().weight.shape[1]
         head = nn.Linear(width, outputs, bias=False, device=checkpoint.device)
         nn.init.zeros_(head.weight)
-        return Critic(head, settings, recipe.optimizer, updates)
+        return Critic(head, settings, recipe.optimizer, updates, sharding)
     folder = checkpoint.folder
     if settings.path is not None:
         folder = checkpoint_folder(settings.path, settings.revision, "critic.path")
-    model = load_scorer(folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code)
-    return Critic(model, settings, recipe.optimizer, updates, frozen)
+    dtype = stored(sharding, checkpoint.dtype)
+    model = load_scorer(folder, outputs, dtype, checkpoint.device, recipe.model.trust_remote_code)
+    if frozen:
+        model.requires_grad_(False)
+    return Critic(model, settings, recipe.optimizer, updates, sharding)

@@ -15,18 +15,17 @@ from posttrain.errors import ModelError
 from posttrain.learner.backbone import prove_layout, states_agree
 from posttrain.learner.computation import Computation
 from posttrain.learner.layout import Layout
+from posttrain.learner.policy import Companions, PolicyLearner
 from posttrain.learner.scorer import ScorerLearner
-from posttrain.learner.single import Companions, SingleLearner
 from posttrain.models.checkpoint import load_policy, load_scorer, with_adapters
 
 
-def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
+def make_learner(checked: Checked, checkpoint: Checkpoint) -> PolicyLearner:
     """The learner of `hardware.learner`, its layout proven on this model."""
     recipe, settings = checked.recipe, checked.recipe.hardware.learner
     torch.manual_seed(recipe.run.seed)
-    model = load_policy(
-        checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device, settings.gradient_checkpointing
-    )
+    dtype = companions.stored(companions.make_sharding(recipe, checkpoint), checkpoint.dtype)
+    model = load_policy(checkpoint.folder, recipe.model, dtype, checkpoint.device, settings.gradient_checkpointing)
     layout: Layout = "tree" if settings.layout == "auto" else settings.layout
     if settings.layout == "auto":
         with contextlib.suppress(ModelError):
@@ -37,17 +36,19 @@ def make_learner(checked: Checked, checkpoint: Checkpoint) -> SingleLearner:
     return _learner(checked, checkpoint, model, layout)
 
 
-def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout) -> SingleLearner:
+def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout) -> PolicyLearner:
     recipe, updates, needs = checked.recipe, total_updates(checked), checked.algorithm.needs
-    return SingleLearner(
+    settings = computation(checked, checkpoint, layout, recipe.rollout.temperature if needs.sampler else 1.0)
+    sharding = settings.sharding
+    return PolicyLearner(
         model,
         checkpoint.tokenizer,
         recipe.optimizer,
-        computation(checked, layout, recipe.rollout.temperature if needs.sampler else 1.0),
+        settings,
         total_updates=updates,
         companions=Companions(
-            references=companions.references(recipe, checkpoint) if needs.reference else None,
-            critic=companions.critic(checked, checkpoint, model, updates) if needs.critic else None,
+            references=companions.references(recipe, checkpoint, sharding) if needs.reference else None,
+            critic=companions.critic(checked, checkpoint, model, updates, sharding) if needs.critic else None,
         ),
     )
 
@@ -57,9 +58,9 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
     recipe, cell = checked.recipe, checked.algorithm.objective
     torch.manual_seed(recipe.run.seed)
     outputs = int(cell.settings.get("value_bins", cell.settings.get("heads", 1)))
-    model = load_scorer(
-        checkpoint.folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code, "model.path"
-    )
+    dtype = companions.stored(companions.make_sharding(recipe, checkpoint), checkpoint.dtype)
+    trusted = recipe.model.trust_remote_code
+    model = load_scorer(checkpoint.folder, outputs, dtype, checkpoint.device, trusted, "model.path")
     if "value_bins" in cell.settings:
         # Who reads the checkpoint must know that its outputs are bins, and of what.
         model.config.value_low, model.config.value_high = cell["value_low"], cell["value_high"]
@@ -78,12 +79,11 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
         if recipe.hardware.learner.layout != "auto":
             raise ModelError(f"hardware.learner.layout: {layout} gives this model other states than rows; use rows")
         layout = "rows"
-    return ScorerLearner(
-        model, checkpoint.tokenizer, recipe.optimizer, computation(checked, layout, 1.0), total_updates(checked)
-    )
+    settings = computation(checked, checkpoint, layout, 1.0)
+    return ScorerLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, total_updates(checked))
 
 
-def computation(checked: Checked, layout: Layout, temperature: float) -> Computation:
+def computation(checked: Checked, checkpoint: Checkpoint, layout: Layout, temperature: float) -> Computation:
     """The recipe's settings of the learner."""
     settings = checked.recipe.hardware.learner
     return Computation(
@@ -91,6 +91,8 @@ def computation(checked: Checked, layout: Layout, temperature: float) -> Computa
         micro_batch_tokens=settings.micro_batch_tokens,
         logit_chunk=settings.logit_chunk,
         temperature=temperature,
+        sharding=companions.make_sharding(checked.recipe, checkpoint),
+        dtype=checkpoint.dtype,
     )
 
 

@@ -6,8 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,26 @@ def terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """SIGTERM is noted rather than obeyed at once: whether it came. A second one ends the process."""
+    came = threading.Event()
+
+    def note(*_: Any) -> None:
+        if came.is_set():
+            sys.exit(128 + signal.SIGTERM)
+        came.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield came.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
 from posttrain.build.heading import header
 from posttrain.build.learners import make_learner, make_scorer
+from posttrain.build.machine import device_of
 from posttrain.build.reading import Read
 from posttrain.data.stream import GroupStream, PromptStream
-from posttrain.errors import ModelError, PosttrainError
+from posttrain.errors import PosttrainError
 from posttrain.evaluation import Benchmark, evaluate, items
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
@@ -39,24 +41,33 @@ from posttrain.models.gguf import checkpoint_folder
 from posttrain.recipe import Recipe
 from posttrain.rewards import Grader
 from posttrain.rollout import Sampler
-from posttrain.rollout.collect import Draw, Ungraded
+from posttrain.rollout.collect import Draw, Grades, Ungraded
+from posttrain.rollout.shared import SharedGrader, SharedSampler
 from posttrain.types import Group, Prompt, Sampling
+from posttrain.world import ALONE, World
 
 
-def open_checkpoint(recipe: Recipe, folder: Path | None = None) -> Checkpoint:
-    """The recipe's model, or the one in `folder`, with its device and dtype. Raises ModelError."""
-    device = recipe.hardware.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("hardware.device: cuda, but torch sees no such device here; use cpu or auto")
-    folder = folder or checkpoint_folder(recipe.model.path, recipe.model.revision)
+def open_checkpoint(recipe: Recipe, folder: Path | None = None, world: World | None = None) -> Checkpoint:
+    """The recipe's model, or the one in `folder`, with who computes it, on what device and in what dtype. Raises
+    ModelError.
+    """
+    world = world or ALONE
+    # One rank fetches or dequantises; the others find it done.
+    folder = folder or world.shared(lambda: checkpoint_folder(recipe.model.path, recipe.model.revision))
     tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
-    return Checkpoint(folder, tokenizer, device, getattr(torch, recipe.hardware.dtype))
+    return Checkpoint(folder, tokenizer, device_of(recipe), getattr(torch, recipe.hardware.dtype), world)
 
 
 def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
-    """The engine of `rollout.engine`, holding no weights yet that it would generate from."""
+    """The engine of `rollout.engine`, holding no weights yet that it would generate from: on several ranks one for
+    every `sampler.tensor_parallel` of them.
+    """
+    own = _own_sampler(recipe, checkpoint, max_length)
+    world = checkpoint.world
+    return own if world.size == 1 else SharedSampler(own, world, recipe.hardware.sampler.tensor_parallel)
+
+
+def _own_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
     if recipe.rollout.engine == "vllm":
         from posttrain.rollout.vllm import EngineOptions, VllmSampler
 
@@ -66,6 +77,7 @@ def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sam
             max_length=max_length,
             hardware=recipe.hardware,
             trust_remote_code=recipe.model.trust_remote_code,
+            ranks=checkpoint.world.size,
         )
         return VllmSampler(checkpoint.folder, checkpoint.tokenizer, options)
     from posttrain.rollout.local import LocalSampler
@@ -76,9 +88,9 @@ def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sam
     return LocalSampler(model, checkpoint.tokenizer, stops, recipe.hardware.sampler.max_sequences)
 
 
-def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grader) -> Benchmark | None:
-    """The recipe's held-out problems, graded as training is; None where it has none."""
-    if not held:
+def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grades) -> Benchmark | None:
+    """The recipe's held-out problems, graded as training is; None where it has none, or no rewards."""
+    if not held or not recipe.rewards:
         return None
     settings = recipe.evaluation
     return Benchmark(
@@ -115,16 +127,16 @@ def wired_online(
 ) -> Iterator[Online]:
     """Everything an online run needs, and the end of its processes when it is over."""
     recipe = checked.recipe
-    with _grading(recipe) as grader:
+    with _grading(recipe, checkpoint.world) as grader:
         # The engine first: it decides how this process's threads are bound.
         sampler = make_sampler(recipe, checkpoint, data.max_length)
         learner = make_learner(checked, checkpoint)
         rollout, optimizer, engine = recipe.rollout, recipe.optimizer, Hybrid(learner, sampler)
         sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
-        learning = make_learning(checked, data, _names(grader))
+        learning = make_learning(checked, data, checked.graders)
         stream = PromptStream(data.train, recipe.run.seed)
         opponents = int(checked.algorithm.opponent.settings.get("opponent_responses", 0))
-        benchmark = make_benchmark(recipe, data.held_prompts, grader) if isinstance(grader, Grader) else None
+        benchmark = make_benchmark(recipe, data.held_prompts, grader)
         measures = generated(engine, benchmark)
         if data.held:
             measures.append(HeldOutAnswers(learner, checked.algorithm, data.held, learning.terms.references))
@@ -147,7 +159,7 @@ def wired_online(
             ),
             reference=recipe.reference,
             given={group.prompt.id: group for group in data.given},
-            opponents=Opponents(checked.algorithm, engine, folder.path / "opponents", recipe.run.seed)
+            opponents=Opponents(checked.algorithm, engine, folder.path / "opponents", recipe.run.seed, checkpoint.world)
             if opponents
             else None,
         )
@@ -160,14 +172,14 @@ def wired_offline(
     """Everything a run on given responses needs; an engine only where something is sampled."""
     recipe, algorithm = checked.recipe, checked.algorithm
     samples = algorithm.needs.sampler or bool(recipe.rewards and data.held_prompts)
-    with _grading(recipe) as grader:
+    with _grading(recipe, checkpoint.world) as grader:
         sampler = make_sampler(recipe, checkpoint, data.max_length) if samples else None
         learner = make_scorer(checked, checkpoint) if algorithm.needs.scorer else make_learner(checked, checkpoint)
-        learning = make_learning(checked, data, _names(grader))
+        learning = make_learning(checked, data, checked.graders)
         engine = Hybrid(learner, sampler) if sampler is not None else None
         if recipe.reference.cache:
             learning = replace(learning, cache=_cache(checked, folder, data, checkpoint, learner))
-        benchmark = make_benchmark(recipe, data.held_prompts, grader) if isinstance(grader, Grader) else None
+        benchmark = make_benchmark(recipe, data.held_prompts, grader)
         measures = generated(engine, benchmark)
         if data.held and isinstance(learner, ScorerLearner):
             measures.append(HeldOutPairs(learner, algorithm, data.held))
@@ -227,17 +239,14 @@ def keepers(stream: PromptStream, learning: Learning) -> dict[str, Keeper]:
 
 
 @contextlib.contextmanager
-def _grading(recipe: Recipe) -> Iterator[Grader | Ungraded]:
-    """The recipe's graders at work, or what stands for them where it has none."""
+def _grading(recipe: Recipe, world: World) -> Iterator[Grades]:
+    """The recipe's graders at work, on the first rank for all, or what stands for them where it has none."""
     if not recipe.rewards:
         yield Ungraded()
         return
-    with Grader(recipe.rewards, recipe.grading) as grader:
-        yield grader
-
-
-def _names(grader: Grader | Ungraded) -> list[str]:
-    return [s.name for s in grader.signatures] if isinstance(grader, Grader) else []
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(Grader(recipe.rewards, recipe.grading)) if world.rank == 0 else None
+        yield own if own is not None and world.size == 1 else SharedGrader(own, world)
 
 
 def _published(engine: Hybrid | None) -> Callable[[], Report]:
@@ -255,7 +264,8 @@ def _cache(checked: Checked, folder: RunFolder, data: Read, checkpoint: Checkpoi
     what = f"{model}{policies}{checkpoint.dtype}{learner.temperature}"
     place = folder.path / "reference"
     place.mkdir(parents=True, exist_ok=True)
-    return ReferenceCache(place, data.given, what, lambda rollouts: learner.logprobs(rollouts, "reference"))
+    compute = partial(learner.logprobs, policy="reference")
+    return ReferenceCache(place, data.given, what, compute, checkpoint.world)
 
 
 def make_learning(checked: Checked, data: Read, graders: Sequence[str]) -> Learning:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -12,7 +13,7 @@ from posttrain.cli.compare import compare
 from posttrain.cli.runs import check_command, evaluate, inspect, train
 from posttrain.cli.screen import complain
 from posttrain.cli.table import algorithms, version
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, StoppedError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command("check")(check_command)
@@ -24,6 +25,9 @@ def main() -> None:
     """Entry point: errors meant for people are printed without a traceback, and the exit code is not zero."""
     try:
         app()
+    except StoppedError as stop:
+        complain(stop)
+        sys.exit(128 + signal.SIGTERM)
     except PosttrainError as error:
         if os.environ.get("POSTTRAIN_TRACEBACK"):
             raise

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain.build.check import check
+from posttrain.build.launch import run_ranks
 from posttrain.build.pipeline import check_pipeline
 from posttrain.build.pipeline import train as train_pipeline
 from posttrain.cli.screen import (
@@ -29,6 +30,7 @@ from posttrain.metrics.inspection import View, render
 from posttrain.recipe import load, parse
 from posttrain.recipe.load import apply_overrides
 from posttrain.recipe.pipeline import is_pipeline, read_pipeline
+from posttrain.world import launched, main_process
 
 
 def check_command(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]")]) -> None:
@@ -69,13 +71,19 @@ def train(
         console.print(outcomes(train_pipeline(pipeline, stages, force)))
         return
     checked = check(load(recipe, overrides or []), str(recipe))
-    if not quiet:
+    if not quiet and main_process():
         show(checked, str(recipe))
+    processes = checked.recipe.hardware.learner.processes
+    if processes > 1 and not launched():
+        flags = ["--quiet", *(["--force"] if force else [])]
+        code = run_ranks(["train", str(recipe), *flags, *(overrides or [])], processes)
+        raise typer.Exit(code)
     # torch and the engines are imported only now that the recipe is known to be right.
     from posttrain.build.run import train as run
 
     summary = run(checked, force=force, started=started)
-    console.print(results(summary))
+    if summary:
+        console.print(results(summary))
 
 
 def evaluate(

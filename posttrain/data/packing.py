@@ -29,6 +29,8 @@ class Packing:
     share_prompts: bool = False
     dtype: torch.dtype = torch.float32
     """Of log-probabilities and advantages."""
+    ranks: int = 1
+    """How many compute at the same time: as many micro-batches are wanted, where there are rows enough."""
 
 
 def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
@@ -41,10 +43,12 @@ def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
     totals = sum(int(samples[i].mask.sum()) for i in learnt), len(learnt), len({samples[i].group for i in learnt})
     rows = _rows(samples, learnt, packing)
     rows.sort(key=lambda row: (-_length(samples, row, packing), row[0]))
+    area = sum(_length(samples, row, packing) for row in rows)
+    budget = packing.budget if packing.ranks == 1 else min(packing.budget, -(-area // packing.ranks))
     waiting: list[list[int]] = []
     for row in rows:
         widest = _length(samples, (waiting or [row])[0], packing)
-        if waiting and widest * (len(waiting) + 1) > packing.budget:
+        if waiting and widest * (len(waiting) + 1) > budget:
             yield _batch(samples, waiting, packing, totals)
             waiting = []
         waiting.append(row)

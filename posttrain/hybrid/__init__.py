@@ -11,6 +11,7 @@ from torch import Tensor
 from posttrain.learner import Learner
 from posttrain.metrics import Report
 from posttrain.rollout import Sampler
+from posttrain.world import note_phase
 
 
 class Hybrid:
@@ -23,11 +24,13 @@ class Hybrid:
     @contextlib.contextmanager
     def generating(self) -> Iterator[Sampler]:
         """A sampler that holds the learner's present weights, all of them."""
+        note_phase("publishing weights")
         self.sampler.wake()
         if self.sampler.version != self.learner.version:
             started = time.perf_counter()
             self.sampler.load(self.learner.weights(), self.learner.version)
             self._report += Report.sum("sync/seconds", time.perf_counter() - started)
+        note_phase("generating and grading")
         yield self.sampler
 
     @contextlib.contextmanager
@@ -46,6 +49,7 @@ class Hybrid:
     def training(self) -> Iterator[Learner]:
         """The learner, with what the sampler can spare given back to it."""
         self.sampler.sleep()
+        note_phase("learning")
         yield self.learner
 
     def take_report(self) -> Report:

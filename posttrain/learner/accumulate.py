@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from posttrain.algorithms.scorer_loss import scorer_loss
 from posttrain.algorithms.state import Coefficients
 from posttrain.data.packing import join
 from posttrain.errors import TrainingError
+from posttrain.learner.sharding import Sharding
+from posttrain.learner.sharing import read, turns
 from posttrain.metrics import Report
 from posttrain.types import Batch, Scored
+from posttrain.world import everyone
 
 Score = Callable[[Batch], Scored]
 """The learner's forward pass, with gradient."""
@@ -25,41 +28,55 @@ Backward = Callable[[Tensor], None]
 """Adds the gradient of a scalar."""
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a learner passes over its micro-batches."""
+
+    score: Score
+    backward: Backward
+    sharding: Sharding
+    release: Callable[[], None] = lambda: None
+    """Called after passes that no backward pass follows."""
+
+
 def accumulate(
-    score: Score, backward: Backward, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
+    passes: Passes, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
 ) -> tuple[Report, list[Tensor]]:
-    """Add the gradient of one optimiser step's loss over all its micro-batches.
+    """Add the gradient of one optimiser step's loss over all its micro-batches, of which each rank takes its share.
 
     Returns what to report and the `[N]` log-probabilities of each micro-batch. An objective that sees the whole update
     at once takes two passes: first everything without gradient, then the loss and its slope at every token, then each
     micro-batch again with these slopes as coefficients. Raises TrainingError for a loss that is not finite.
     """
     if algorithm.whole and len(batches) > 1:
-        return _in_two_passes(score, backward, batches, algorithm, coefficients)
-    report, logprobs = Report(), []
-    for batch in batches:
-        scored = score(batch)
-        loss, about = _loss(algorithm, scored, batch, coefficients)
-        backward(loss)
-        report += about
-        logprobs.append(scored.logprobs.detach())
-    return report, logprobs
+        return _in_two_passes(passes, batches, algorithm, coefficients)
+    found = {}
+    for turn in turns(passes.sharding, batches):
+        scored = passes.score(turn.batch)
+        loss, about = _loss(algorithm, scored, turn.batch, coefficients)
+        passes.backward(loss if turn.number is not None else 0.0 * loss)
+        if turn.number is not None:
+            found[turn.number] = about, scored.logprobs.detach()
+    each = everyone(passes.sharding.world, found)
+    return sum((about for about, _ in each), Report()), [logprobs for _, logprobs in each]
 
 
 def _in_two_passes(
-    score: Score, backward: Backward, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
+    passes: Passes, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
 ) -> tuple[Report, list[Tensor]]:
     with torch.no_grad():
-        first = [score(batch) for batch in batches]
+        first = read(passes.sharding, batches, passes.score)
+    passes.release()
     whole, together = join(batches), _joined(first)
     loss, report = _loss(algorithm, together, whole, coefficients)
     leaves = {name: leaf for name, leaf in _tensors(together).items() if leaf.requires_grad}
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sizes = [len(b.tokens) for b in batches]
     slopes = {n: g.split(sizes) for n, g in zip(leaves, found, strict=True) if g is not None}
-    for i, batch in enumerate(batches):
-        again = _tensors(score(batch))
-        backward(torch.stack([(again[name] * parts[i]).sum() for name, parts in slopes.items()]).sum())
+    for turn in turns(passes.sharding, batches):
+        again = _tensors(passes.score(turn.batch))
+        at, share = (turn.number, 1.0) if turn.number is not None else (-1, 0.0)
+        passes.backward(share * torch.stack([(again[name] * parts[at]).sum() for name, parts in slopes.items()]).sum())
     return report, [one.logprobs for one in first]
 
 

@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from posttrain.learner.layout import Layout
+from posttrain.learner.sharding import WHOLE, Sharding
 from posttrain.types import Batch
 
 
 @dataclass(frozen=True)
 class Computation:
-    """How the learner computes. The first three change speed and memory only; the last is the roll-outs' own."""
+    """How the learner computes. All but the temperature, which is the roll-outs' own, changes speed and memory only."""
 
     layout: Layout
     micro_batch_tokens: int
     logit_chunk: int
     temperature: float
+    sharding: Sharding = WHOLE
+    dtype: torch.dtype | None = None
+    """Where it is not that of the parameters."""
 
 
 def scattered(values: Tensor, batch: Batch) -> Tensor:

@@ -11,9 +11,14 @@ from torch.nn import functional
 
 from posttrain.learner.backbone import predictors
 from posttrain.learner.layout import Laid
+from posttrain.learner.sharding import WHOLE, Reader, Sharding, full
+from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
 from posttrain.learner.stepper import Stepper
+from posttrain.models.checkpoint import merged_weights
 from posttrain.recipe import Critic as Settings
 from posttrain.recipe import Optimizer
+
+NUMBERS = "critic.pt"
 
 
 class Critic:
@@ -22,17 +27,20 @@ class Critic:
     """
 
     def __init__(
-        self, model: Any, settings: Settings, optimizer: Optimizer, total_updates: int, frozen: bool = False
+        self, model: Any, settings: Settings, optimizer: Optimizer, total_updates: int, sharding: Sharding = WHOLE
     ) -> None:
-        self.settings, self.own = settings, settings.backbone == "own"
+        self.settings, self.own, self.sharding = settings, settings.backbone == "own", sharding
         self.model = model
         self.head: nn.Linear = model.score if self.own else model
         # In bf16 a value would have two and a half digits.
         self.head.to(torch.promote_types(self.head.weight.dtype, torch.float32))
-        if frozen:
-            model.requires_grad_(False)
+        self.reader = Reader(model)
+        if self.own:
+            sharding.place(self.reader, apart=[self.head.weight])
+        trained = any(p.requires_grad for p in model.parameters())
         changes = {"learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
-        self.stepper = None if frozen else Stepper(model, optimizer.model_copy(update=changes), total_updates, "critic")
+        settings_of_step = optimizer.model_copy(update=changes)
+        self.stepper = Stepper(model, settings_of_step, total_updates, sharding, "critic") if trained else None
         """None where it is frozen."""
 
     def outputs(self, laid: Laid, policy_hidden: Tensor | None) -> Tensor:
@@ -41,7 +49,7 @@ class Critic:
         """
         if self.own:
             decoder = getattr(self.model, self.model.base_model_prefix)
-            hidden = predictors(decoder, laid, self.head.weight.device)
+            hidden: Tensor = self.reader(lambda: predictors(decoder, laid, self.head.weight.device))
         else:
             assert policy_hidden is not None
             hidden = policy_hidden.detach() if self.settings.stop_gradient else policy_hidden
@@ -51,10 +59,17 @@ class Critic:
         """Write what AutoModelForSequenceClassification loads, or the head alone; nothing of a frozen one."""
         if self.stepper is None:
             return
+        world = self.sharding.world
         if self.own:
-            self.model.save_pretrained(folder / "critic")
-        torch.save(self.stepper.state(), folder / "critic.pt")
+            tensors = {name: tensor.cpu() for name, tensor in merged_weights(self.model, full)}
+            if world.rank == 0:
+                self.model.save_pretrained(folder / "critic", state_dict=tensors)
+        state = self.stepper.state()
+        write_tensors(folder / "critic-learner", state.tensors, world)
+        write_numbers(folder, state.numbers, world, NUMBERS)
 
     def load(self, folder: Path) -> None:
         if self.stepper is not None:
-            self.stepper.load(torch.load(folder / "critic.pt", map_location="cpu", weights_only=True))
+            room = self.stepper.room(read_numbers(folder, NUMBERS))
+            read_tensors(folder / "critic-learner", room.tensors, self.sharding.world)
+            self.stepper.load(room)

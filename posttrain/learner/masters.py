@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ class Masters:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model_parameters = [p for p in model.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names, self.model_parameters = [name for name, _ in trained], [p for _, p in trained]
         self.separate = [p.dtype in (torch.bfloat16, torch.float16) for p in self.model_parameters]
         self.parameters = [
             nn.Parameter(p.detach().float().clone()) if separate else p
@@ -32,6 +33,10 @@ class Masters:
         for parameter, master, separate in zip(self.model_parameters, self.parameters, self.separate, strict=True):
             if separate:
                 parameter.copy_(master)
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every master with the name of the parameter it is the master of."""
+        return zip(self.names, self.parameters, strict=True)
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from posttrain.errors import TrainingError
 from posttrain.learner.backbone import Backbone
 from posttrain.learner.masters import Masters
+from posttrain.learner.sharding import Reader, Sharding
 
 
 class References:
@@ -19,19 +20,30 @@ class References:
     def __init__(self, models: Sequence[nn.Module | None]) -> None:
         self.models = [None if m is None else m.eval().requires_grad_(False) for m in models]
         self._backbones = [None if m is None else Backbone(m) for m in self.models]
+        self._readers = [None if m is None else Reader(m) for m in self.models]
         # In bf16 a moving average with a decay near 1 would never move.
         self.average: list[Tensor] | None = None
         self.learnt: list[Tensor] | None = None
         """The policy at the last copy, before it went on by momentum."""
 
-    def each(self, policy: Any, policy_backbone: Backbone) -> Iterator[Backbone]:
-        """The backbone of every reference in turn, ready to be run."""
-        for backbone in self._backbones:
-            if backbone is not None:
-                yield backbone
+    @property
+    def readers(self) -> list[Reader]:
+        """One for every model that is not the policy's own base."""
+        return [reader for reader in self._readers if reader is not None]
+
+    def place(self, sharding: Sharding) -> None:
+        """Lay the models over the ranks as the policy is."""
+        for reader in self.readers:
+            sharding.place(reader)
+
+    def each(self, policy: Any, policy_reader: Reader, policy_backbone: Backbone) -> Iterator[tuple[Reader, Backbone]]:
+        """Reader and backbone of every reference in turn, ready to be run."""
+        for reader, backbone in zip(self._readers, self._backbones, strict=True):
+            if reader is not None and backbone is not None:
+                yield reader, backbone
             elif hasattr(policy, "disable_adapter"):
                 with policy.disable_adapter():
-                    yield policy_backbone
+                    yield policy_reader, policy_backbone
             else:
                 raise TrainingError("the base of an adapter is asked for as reference, but the policy has no adapter")
 
@@ -67,10 +79,32 @@ class References:
             )
         return self.models[0]
 
+    def state(self) -> dict[str, Tensor]:
+        """What has moved, by kind and parameter: `average/NAME`, `learnt/NAME`."""
+        out: dict[str, Tensor] = {}
+        for kind, tensors in (("average", self.average), ("learnt", self.learnt)):
+            if tensors is not None:
+                names = [name for name, _ in self.first().named_parameters()]
+                out |= {f"{kind}/{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
+        return out
+
+    def room(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Memory for a state of these names, laid out as this rank holds it."""
+        if not names:
+            return {}
+        parameters = dict(self.first().named_parameters())
+        return {
+            name: torch.empty_like(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32))
+            for name in names
+            for p in (parameters[name.partition("/")[2]],)
+        }
+
     @torch.no_grad()
-    def load(self, average: list[Tensor]) -> None:
-        """Go on from a saved average."""
-        first = self.first()
-        self.average = [mean.clone() for mean in average]
-        for mean, parameter in zip(self.average, first.parameters(), strict=True):
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        parameters = list(self.first().named_parameters())
+        self.average = [state[f"average/{name}"] for name, _ in parameters]
+        if f"learnt/{parameters[0][0]}" in state:
+            self.learnt = [state[f"learnt/{name}"] for name, _ in parameters]
+        for mean, (_, parameter) in zip(self.average, parameters, strict=True):
             parameter.copy_(mean)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
@@ -18,13 +18,16 @@ from posttrain.algorithms.state import Coefficients
 from posttrain.data.packing import Packing, pack
 from posttrain.errors import TrainingError
 from posttrain.learner import Policy
-from posttrain.learner.accumulate import accumulate
+from posttrain.learner.accumulate import Passes, accumulate
 from posttrain.learner.backbone import predictors
 from posttrain.learner.computation import Computation, scattered
 from posttrain.learner.layout import lay_out
+from posttrain.learner.sharding import Reader, full
+from posttrain.learner.sharing import read
+from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
 from posttrain.learner.stepper import Stepper
 from posttrain.metrics import Report
-from posttrain.models.checkpoint import export_scorer
+from posttrain.models.checkpoint import export_scorer, merged_weights
 from posttrain.recipe import Optimizer
 from posttrain.types import Batch, Rollout, Sample, Scored
 
@@ -38,28 +41,30 @@ class ScorerLearner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         optimizer: Optimizer,
         computation: Computation,
         total_updates: int,
     ) -> None:
-        self.accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
-        self.model: Any = self.accelerator.prepare_model(model)
+        self.model, self.sharding = model, computation.sharding
         self.model.train()
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.decoder = getattr(inner, inner.base_model_prefix)
         self.head = _head(inner)
         self.tokenizer, self.computation = tokenizer, computation
-        self.dtype = next(self.decoder.parameters()).dtype
+        self.dtype = computation.dtype or next(self.decoder.parameters()).dtype
         # In bf16 a score would have two and a half digits.
         self.head.to(torch.promote_types(self.dtype, torch.float32))
         self.packing = Packing(
             budget=computation.micro_batch_tokens,
             share_prompts=computation.layout == "tree",
             dtype=torch.promote_types(self.dtype, torch.float32),
+            ranks=self.sharding.world.size,
         )
-        self.stepper = Stepper(self.model, optimizer, total_updates, "reward model")
+        self.reader = Reader(model)
+        self.sharding.place(self.reader, apart=[self.head.weight])
+        self.stepper = Stepper(model, optimizer, total_updates, self.sharding, "reward model")
         self.version = 0
 
     def outputs(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -68,24 +73,32 @@ class ScorerLearner:
         prompts: dict[tuple[int, ...], int] = {}
         samples = []
         for rollout in rollouts:
-            said = torch.tensor(rollout.mask).nonzero()[:, 0]
             mask = torch.zeros(len(rollout.tokens), dtype=torch.bool)
-            mask[said[-1:]] = True
+            mask[torch.tensor(rollout.mask).nonzero()[-1:, 0]] = True
             group = prompts.setdefault(rollout.tokens[: rollout.mask.index(True)], len(prompts))
             samples.append(Sample(rollout, group, mask, torch.zeros(len(mask))))
+
+        def said(batch: Batch) -> dict[int, Tensor]:
+            states = self._states(batch)
+            values = functional.linear(states.to(self.head.weight.dtype), self.head.weight).cpu()
+            order = batch.segment[batch.mask].tolist()
+            return {int(batch.index[s]): values[i] for i, s in enumerate(order)}
+
         out: dict[int, Tensor] = {}
         with torch.no_grad():
-            for batch in pack(samples, self.packing):
-                states = self._states(batch)
-                values = functional.linear(states.to(self.head.weight.dtype), self.head.weight).cpu()
-                order = batch.segment[batch.mask].tolist()
-                out |= {int(batch.index[s]): values[i] for i, s in enumerate(order)}
+            for part in read(self.sharding, list(pack(samples, self.packing)), said):
+                out |= part
+        self._release()
         return [out[i] for i in range(len(rollouts))]
+
+    def _release(self) -> None:
+        self.sharding.release(self.reader)
 
     def _states(self, batch: Batch) -> Tensor:
         """`[M, H]`: the last hidden state after each masked token."""
         laid = lay_out(after(batch), self.computation.layout)
-        return predictors(self.decoder, laid, self.head.weight.device)
+        states: Tensor = self.reader(lambda: predictors(self.decoder, laid, self.head.weight.device))
+        return states
 
     def _score(self, batch: Batch, algorithm: Algorithm) -> Scored:
         states = self._states(batch)
@@ -101,9 +114,13 @@ class ScorerLearner:
     def accumulate(
         self, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
     ) -> tuple[Report, list[Tensor]]:
-        return accumulate(
-            lambda batch: self._score(batch, algorithm), self.accelerator.backward, batches, algorithm, coefficients
+        passes = Passes(
+            lambda batch: self._score(batch, algorithm),
+            lambda loss: (self.sharding.scale * loss).backward(),
+            self.sharding,
+            self._release,
         )
+        return accumulate(passes, batches, algorithm, coefficients)
 
     def step(self, policy: bool = True) -> Report:
         norm, rate = self.stepper.step()
@@ -114,22 +131,31 @@ class ScorerLearner:
         self.stepper.discard()
 
     def snapshot(self) -> dict[str, Any]:
-        return {"policy": self.stepper.snapshot(), "version": self.version}
+        return {"policy": self.stepper.state().copied(), "version": self.version}
 
     def roll_back(self, snapshot: dict[str, Any]) -> None:
         self.stepper.load(snapshot["policy"])
         self.version = snapshot["version"]
 
+    def _whole(self, tensor: Tensor) -> Tensor:
+        # The head keeps the digits that it is trained with.
+        return full(tensor.to(self.dtype) if self.sharding.lockstep and isinstance(tensor, DTensor) else tensor)
+
     def save(self, folder: Path) -> None:
-        export_scorer(self.model, self.tokenizer, folder / "policy")
-        state = {**self.stepper.state(), "version": self.version, "rng": torch.get_rng_state()}
-        torch.save(state, folder / "learner.pt")
+        world, state = self.sharding.world, self.stepper.state()
+        weights = merged_weights(self.model, self._whole)
+        export_scorer(self.model, weights, self.tokenizer, folder / "policy" if world.rank == 0 else None)
+        write_tensors(folder / "learner", state.tensors, world)
+        write_numbers(folder, {**state.numbers, "version": self.version, "rng": torch.get_rng_state()}, world)
+        world.wait()
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
-        self.stepper.load(state)
-        self.version = state["version"]
-        torch.set_rng_state(state["rng"])
+        numbers = read_numbers(folder)
+        room = self.stepper.room(numbers)
+        read_tensors(folder / "learner", room.tensors, self.sharding.world)
+        self.stepper.load(room)
+        self.version = numbers["version"]
+        torch.set_rng_state(numbers["rng"])
 
     def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
         raise TrainingError("a reward model says nothing of how likely a token is")

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from posttrain.errors import TrainingError
 from posttrain.learner.masters import Masters
+from posttrain.learner.sharding import Sharding, full
 from posttrain.recipe import Optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the next optimiser step depends on."""
+
+    numbers: dict[str, Any]
+    """What is the same on every rank, and small."""
+    tensors: dict[str, Tensor]
+    """By kind and parameter, `trained/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`: whole, or this rank's shards."""
+
+    def copied(self) -> State:
+        """The same in memory of its own."""
+        return State(dict(self.numbers), {name: t.detach().clone() for name, t in self.tensors.items()})
 
 
 class Stepper:
     """Moves the trainable parameters of a module. Policy and critic have one each."""
 
-    def __init__(self, module: nn.Module, settings: Optimizer, total_updates: int, what: str = "policy") -> None:
-        self.masters, self.settings, self.what = Masters(module), settings, what
+    def __init__(
+        self, module: nn.Module, settings: Optimizer, total_updates: int, sharding: Sharding, what: str = "policy"
+    ) -> None:
+        self.masters, self.settings, self.what, self.sharding = Masters(module), settings, what, sharding
         self.optimizer = torch.optim.AdamW(
             self.masters.parameters,
             lr=settings.learning_rate,
@@ -36,9 +56,9 @@ class Stepper:
         """One optimiser step, none where nothing was accumulated; the gradient's norm before clipping, and the learning
         rate. Raises TrainingError for a gradient that is not finite, the weights left as they are.
         """
-        if all(p.grad is None for p in self.masters.parameters):
+        if not self._reduced():
             return 0.0, self.scheduler.get_last_lr()[0]
-        norm = float(nn.utils.clip_grad_norm_(self.masters.parameters, self.settings.clip_norm))
+        norm = self._clipped()
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient norm of update {self.updates + 1} of the {self.what} is {norm}; the weights were left "
@@ -52,31 +72,69 @@ class Stepper:
         self.updates += 1
         return norm, rate
 
+    def _clipped(self) -> float:
+        """Scale gradients down to the limit; their norm before."""
+        present = [p for p in self.masters.parameters if p.grad is not None]
+        # Shards and whole tensors cannot be stacked.
+        parts = [[p for p in present if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
+        parts = [part for part in parts if part]
+        norms = [full(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        for part in parts:
+            nn.utils.clip_grads_with_norm_(part, self.settings.clip_norm, norm)
+        return float(norm)
+
+    def _reduced(self) -> bool:
+        """Make gradients sums over the ranks. Whether there are any."""
+        parameters = self.masters.parameters
+        present = self.sharding.world.gather([p.grad is not None for p in parameters])
+        anywhere = [any(of_one) for of_one in zip(*present, strict=True)]
+        for parameter, there in zip(parameters, anywhere, strict=True):
+            if there and parameter.grad is None:
+                # This rank had no micro-batch, or none that reached the parameter.
+                parameter.grad = torch.zeros_like(parameter)
+        self.sharding.reduce([p.grad for p in parameters if p.grad is not None])
+        return any(anywhere)
+
     def discard(self) -> None:
         """Forget what was accumulated."""
         self.masters.zero_grad()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Everything the next step depends on; tensors are the live ones."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "updates": self.updates,
-            "trained": [p.detach() for p in self.masters.parameters],
-        }
+        tensors, steps = {}, {}
+        for name, parameter in self.masters.named():
+            tensors[f"trained/{name}"] = parameter.detach()
+            moments = self.optimizer.state.get(parameter)
+            if moments:
+                steps[name] = float(moments["step"])
+                tensors |= {f"{kind}/{name}": moments[kind] for kind in MOMENTS}
+        return State({"steps": steps, "scheduler": self.scheduler.state_dict(), "updates": self.updates}, tensors)
 
-    def snapshot(self) -> dict[str, Any]:
-        """`state` in copies, to come back to."""
-        return copy.deepcopy(self.state())
+    def room(self, numbers: dict[str, Any]) -> State:
+        """Memory, laid out as this rank holds it, for a state whose `numbers` are known."""
+        tensors = {}
+        for name, parameter in self.masters.named():
+            tensors[f"trained/{name}"] = torch.empty_like(parameter.detach())
+            if name in numbers["steps"]:
+                tensors |= {f"{kind}/{name}": torch.empty_like(parameter.detach()) for kind in MOMENTS}
+        return State(numbers, tensors)
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Continue from a state, bit for bit."""
         self.discard()
-        for parameter, value in zip(self.masters.parameters, state["trained"], strict=True):
-            parameter.copy_(value)
+        self.optimizer.state.clear()
+        for name, parameter in self.masters.named():
+            parameter.copy_(state.tensors[f"trained/{name}"])
+            if name in state.numbers["steps"]:
+                step = torch.tensor(state.numbers["steps"][name], dtype=torch.float32, device=parameter.device)
+                # Without a copy the optimiser would go on in the state's own tensors, and change what it came from.
+                moments = {kind: state.tensors[f"{kind}/{name}"].clone() for kind in MOMENTS}
+                self.optimizer.state[parameter] = {"step": step, **moments}
         self.masters.publish()
-        # Without a copy the optimiser would go on in the state's own tensors, and change what it came from.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.updates = state["updates"]
+        self.scheduler.load_state_dict(state.numbers["scheduler"])
+        rates = self.scheduler.get_last_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.updates = state.numbers["updates"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from posttrain.recipe import Reference
 from posttrain.rollout import Request, Sampler
 from posttrain.rollout.collect import Collected
 from posttrain.types import Group, Rollout, Sampling
+from posttrain.world import ALONE, World
 
 
 class Opponents:
@@ -26,8 +28,8 @@ class Opponents:
     A pool's weights are kept in `folder`, one file for each step after which the reference moved.
     """
 
-    def __init__(self, algorithm: Algorithm, engine: Hybrid, folder: Path, seed: int) -> None:
-        self.engine, self.folder, self.seed = engine, folder, seed
+    def __init__(self, algorithm: Algorithm, engine: Hybrid, folder: Path, seed: int, world: World = ALONE) -> None:
+        self.engine, self.folder, self.seed, self.world = engine, folder, seed, world
         self.pool_size = int(algorithm.opponent.settings.get("pool_size", 0))
 
     @contextmanager
@@ -52,10 +54,19 @@ class Opponents:
             self._remember(step)
 
     def _remember(self, step: int) -> None:
+        weights = self.engine.learner.reference_weights()
+        if self.world.rank:
+            # All ranks go through the weights, the first one keeps them.
+            deque(weights, maxlen=0)
+        else:
+            self._write(step, weights)
+        self.world.wait()
+
+    def _write(self, step: int, weights: Iterator[tuple[str, Tensor]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self._file(step).with_suffix(".partial")
         # A tied head is the embedding under a second name, and each name needs memory of its own in the file.
-        tensors = {name: t.detach().cpu().clone() for name, t in self.engine.learner.reference_weights()}
+        tensors = {name: t.detach().cpu().clone() for name, t in weights}
         save_file(tensors, partial)
         sync(partial)
         partial.rename(self._file(step))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from posttrain.errors import StoppedError
 from posttrain.learner import Learner
 from posttrain.learner.checkpoint import restore, write_checkpoint
 from posttrain.loops.learning import Learnt
@@ -17,6 +18,7 @@ from posttrain.metrics.records import record
 from posttrain.metrics.sinks import Sink
 from posttrain.recipe import Run
 from posttrain.types import Group
+from posttrain.world import ALONE, World
 
 
 class Keeper(Protocol):
@@ -46,17 +48,25 @@ class Progress:
     """What else happened since the last step, as publishing weights."""
     keep: Callable[[int, Sequence[Group]], None] = lambda step, groups: None
     """What becomes of the responses to held-out prompts beside the roll-outs: they are written down as results."""
+    told_to_stop: Callable[[], bool] = lambda: False
+    world: World = ALONE
+    """Who takes part: all measure and save together, and the first rank writes."""
 
     def resume(self) -> int:
         """Restore the newest complete checkpoint and drop what was written after it; the step to go on from."""
+        step = self.world.shared(self._rewound)
+        if step < 0:
+            return 0
+        state = restore(self.folder.checkpoint_path(step), self.learner, self.world)
+        for name, keeper in self.keepers.items():
+            keeper.restore(state[name])
+        return step
+
+    def _rewound(self) -> int:
+        """The newest complete checkpoint's step, everything later forgotten; -1 where there is none."""
         found = self.folder.checkpoints()
         step = found[-1] if found else -1
         self.folder.truncate_after(step)
-        if step < 0:
-            return 0
-        state = restore(self.folder.checkpoint_path(step), self.learner)
-        for name, keeper in self.keepers.items():
-            keeper.restore(state[name])
         return step
 
     def begin(self) -> int:
@@ -77,19 +87,30 @@ class Progress:
                 report, seen = report + about, [*seen, *measured]
             if self.measures:
                 report += Report.sum("eval/seconds", time.perf_counter() - at)
-            if seen:
+            if seen and self.world.rank == 0:
                 self.folder.write_rollouts("eval", step, records(step, seen, Learnt()))
                 self.keep(step, seen)
-        if step and run.rollouts:
-            self.folder.write_rollouts("step", step, records(step, groups, learnt))
         report += self.drain() + Report.sum("step/seconds", time.perf_counter() - started)
+        if self.world.rank == 0:
+            self._write(step, report, groups, learnt)
+        stop = self._stopping()
+        if step and (last or stop or (run.save_every and step % run.save_every == 0)):
+            state = {"step": step} | {name: keeper.state() for name, keeper in self.keepers.items()}
+            write_checkpoint(self.folder, step, self.learner, state, run.keep_checkpoints, self.world)
+        if stop and not last:
+            raise StoppedError(f"told to stop: step {step} is saved; the same command goes on from there")
+
+    def _write(self, step: int, report: Report, groups: Sequence[Group], learnt: Learnt) -> None:
+        if step and self.run.rollouts:
+            self.folder.write_rollouts("step", step, records(step, groups, learnt))
         values = report.values()
         self.folder.append_metrics(step, values)
         for sink in self.sinks:
             sink.write(step, values)
-        if step and (last or (run.save_every and step % run.save_every == 0)):
-            state = {"step": step} | {name: keeper.state() for name, keeper in self.keepers.items()}
-            write_checkpoint(self.folder, step, self.learner, state, run.keep_checkpoints)
+
+    def _stopping(self) -> bool:
+        """Whether any rank was told to stop."""
+        return any(self.world.gather(self.told_to_stop()))
 
 
 def records(step: int, groups: Sequence[Group], learnt: Learnt) -> list[dict[str, object]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from posttrain.data.rows import track
 from posttrain.metrics.durable import sync
 from posttrain.types import Group, Rollout
+from posttrain.world import ALONE, World
 
 Compute = Callable[[Sequence[Rollout]], list[Tensor]]
 CHUNK = 64
@@ -24,17 +25,20 @@ class ReferenceCache:
     tokenizer, reference or dtype never meets it.
     """
 
-    def __init__(self, folder: Path, groups: Sequence[Group], what: str, compute: Compute) -> None:
-        """`what` names the references and how they are computed; `compute` gives `[T, R]` for roll-outs."""
+    def __init__(
+        self, folder: Path, groups: Sequence[Group], what: str, compute: Compute, world: World = ALONE
+    ) -> None:
+        """`what` names the references and how they are computed; `compute` gives `[T, R]` for roll-outs, on all ranks
+        together.
+        """
         digest = hashlib.sha256(what.encode())
         for group in groups:
             for rollout in group.rollouts:
                 digest.update(f"{group.prompt.id}{rollout.tokens}{rollout.mask}\n".encode())
         self.file = folder / f"reference-{digest.hexdigest()[:16]}.safetensors"
-        flat = self._whole()
-        if flat is None:
-            self._write(groups, compute)
-            flat = load_file(self.file)
+        if not world.shared(lambda: self._whole() is not None):
+            self._write(groups, compute, world)
+        flat = load_file(self.file)
         self._found = {
             group.prompt.id: [flat[f"{i}.{k}"] for k in range(len(group.rollouts))] for i, group in enumerate(groups)
         }
@@ -50,15 +54,17 @@ class ReferenceCache:
         except (FileNotFoundError, SafetensorError):
             return None
 
-    def _write(self, groups: Sequence[Group], compute: Compute) -> None:
+    def _write(self, groups: Sequence[Group], compute: Compute, world: World) -> None:
         found: dict[str, Tensor] = {}
         for start in track(range(0, len(groups), CHUNK), "reference log-probabilities"):
             part = range(start, min(start + CHUNK, len(groups)))
             names = [f"{i}.{k}" for i in part for k in range(len(groups[i].rollouts))]
             values = compute([r for i in part for r in groups[i].rollouts])
             found |= {name: value.contiguous() for name, value in zip(names, values, strict=True)}
-        partial = self.file.with_name(f".{self.file.name}.partial")
-        save_file(found, partial)
-        sync(partial)
-        partial.rename(self.file)
-        sync(self.file.parent)
+        if world.rank == 0:
+            partial = self.file.with_name(f".{self.file.name}.partial")
+            save_file(found, partial)
+            sync(partial)
+            partial.rename(self.file)
+            sync(self.file.parent)
+        world.wait()

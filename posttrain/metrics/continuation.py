@@ -7,6 +7,8 @@ from typing import Any
 
 HARMLESS = frozenset({"run.sinks", "run.keep_checkpoints", "run.folder"})
 """Keys that change no number of a run. The folder is here because a run that was moved is still the same run."""
+LAYOUT = frozenset({"hardware.patience", "hardware.learner.strategy", "hardware.learner.processes"})
+"""Keys that change the order of a sum and nothing else: a run may go on with other ranks."""
 ABSENT = "(absent)"
 
 
@@ -16,7 +18,7 @@ def refusals(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key, ABSENT), after.get(key, ABSENT)
-        if was == now or key in HARMLESS:
+        if was == now or key in HARMLESS | LAYOUT:
             continue
         line = f"{key}: {_show(was)} -> {_show(now)}"
         if key == "run.steps" and isinstance(was, int) and isinstance(now, int) and now > was:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,13 @@ def expected_weights(folder: Path, trust_remote_code: bool = False) -> dict[str,
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(
+    model: nn.Module, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every tensor of the policy, tied aliases included; adapters are added into copies.
 
-    The model's own tensors are never changed: an adapted layer yields W + scale * B A, computed in fp32.
+    The model's own tensors are never changed: an adapted layer yields W + scale * B A, computed in fp32. `whole` makes
+    of a rank's part of a tensor what is yielded.
     """
     deltas: dict[str, LoraLayer] = {}
     for name, module in model.named_modules():
@@ -155,7 +159,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if ".lora_" in name:
             continue
         plain = _plain(name)
-        yield plain, _merged(tensor, deltas[plain]) if plain in deltas else tensor.detach()
+        yield plain, whole(_merged(tensor, deltas[plain]) if plain in deltas else tensor.detach())
 
 
 def _plain(name: str) -> str:
@@ -170,25 +174,47 @@ def _merged(weight: Tensor, layer: LoraLayer) -> Tensor:
     return out.to(weight.dtype)
 
 
-def export_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export_policy(
+    model: Any, weights: Iterator[tuple[str, Tensor]], tokenizer: PreTrainedTokenizerBase, folder: Path | None
+) -> None:
     """Write a folder that AutoModelForCausalLM and vLLM load: merged weights, config, tokenizer, chat template,
-    generation defaults.
+    generation defaults. Without a folder only the weights are gone through, as every rank must.
     """
+    if folder is None:
+        collections.deque(weights, maxlen=0)
+        return
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in merged_weights(model)}
-    plain.save_pretrained(folder, state_dict=tensors)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in weights}
+    _written(plain, folder, tensors)
     tokenizer.save_pretrained(folder)
 
 
-def export_scorer(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _written(model: Any, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """A model's config, generation defaults, and these tensors."""
+    # The config says in which dtype the model is loaded again: that of the tensors, not of fp32 masters.
+    found = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
+    before, model.config.dtype = model.config.dtype, found
+    try:
+        model.save_pretrained(folder, state_dict=tensors)
+    finally:
+        model.config.dtype = before
+
+
+def export_scorer(
+    model: Any, weights: Iterator[tuple[str, Tensor]], tokenizer: PreTrainedTokenizerBase, folder: Path | None
+) -> None:
     """Write a folder that AutoModelForSequenceClassification loads: merged weights with their head, config, tokenizer.
+    Without a folder only the weights are gone through, as every rank must.
 
     transformers reads a sequence at its last token that is not the padding's. Where the padding is the token that ends
     a turn, another special token becomes the padding, or that end would never be read.
     """
+    if folder is None:
+        collections.deque(weights, maxlen=0)
+        return
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     tensors = {}
-    for name, tensor in merged_weights(model):
+    for name, tensor in weights:
         if ".original_module." not in name:
             tensors[name.replace(".modules_to_save.default.", ".")] = tensor.contiguous().cpu()
     tokenizer = copy.deepcopy(tokenizer)
@@ -198,7 +224,7 @@ def export_scorer(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) 
         if others:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(others[0])
     plain.config.pad_token_id = tokenizer.pad_token_id
-    plain.save_pretrained(folder, state_dict=tensors)
+    _written(plain, folder, tensors)
     tokenizer.save_pretrained(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from posttrain.recipe.policies import Block, Critic, Model, Reference
 from posttrain.recipe.sources import Source
@@ -169,7 +169,10 @@ class Evaluation(Block):
 class Learner(Block):
     """The training side."""
 
-    strategy: Literal["single"] = "single"
+    strategy: Literal["single", "ddp", "fsdp2"] = "single"
+    """How weights lie over the processes: ddp keeps all of them on each, fsdp2 cuts each tensor into rows."""
+    processes: PositiveInt = 1
+    """Started on this machine, each with the whole loop; under torchrun or accelerate launch, it is theirs to say."""
     layout: Literal["auto", "tree", "rows", "packed"] = "auto"
     """How a micro-batch lies in attention: tree computes a prompt once for its group. Gradients do not depend on it."""
     micro_batch_tokens: PositiveInt = 4096
@@ -178,6 +181,15 @@ class Learner(Block):
     """Tokens whose logits exist at one time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Learner:
+        if self.strategy == "single" and self.processes > 1:
+            raise ValueError(
+                f"hardware.learner.processes: {self.processes}, but strategy single trains in one; use strategy ddp or "
+                "fsdp2"
+            )
+        return self
 
 
 class Sampler(Block):
@@ -196,8 +208,12 @@ class Hardware(Block):
     """The only block that differs between a laptop and a cluster."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """Of compute, on both sides; master weights and optimiser state are fp32 (fp64 under float64)."""
+    patience: PositiveFloat = 1800.0
+    """Seconds in which several processes must exchange something: beyond, each shows where it stands and ends."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "bfloat16"
+    """Of compute, on both sides; master weights and optimiser state are fp32 (fp64 under float64). `auto` is bfloat16
+    where the device multiplies faster in it than in float32, which is measured at the start and written down.
+    """
     learner: Learner = Learner()
     sampler: Sampler = Sampler()
 

@@ -38,7 +38,9 @@ class SourceFields(Block):
     shots: tuple[Shot, ...] = ()
     """Solved examples before the question: turns of their own where the model has a chat template, text otherwise."""
     columns: dict[str, str] = Field({})
-    """Names that verifiers expect, mapped to the data set's own: {answer: solution}."""
+    """Names that verifiers expect, mapped to the data set's own: {answer: solution}. Or to what is made of several:
+    {tests: "stored_tests(public_test_cases, private_test_cases)"}; see posttrain/data/readings.py.
+    """
     since: Since | None = None
     """Keep the rows of some days only."""
     skip: int = Field(0, ge=0)

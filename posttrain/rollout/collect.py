@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,17 +17,21 @@ from posttrain.metrics import Report
 from posttrain.rollout import Request, Sampler, request_seed
 from posttrain.types import Author, Group, Prompt, Rollout, Sampling, Verdict
 
+Groups = Sequence[tuple[Prompt, Sequence[Rollout]]]
+Told = Callable[[int, int], None] | None
+"""Hears how many of how many questions are answered."""
+
 
 class Grades(Protocol):
     """What is asked of a grader: one verdict per response, in the groups' own shape."""
 
-    def grade(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[tuple[Verdict, ...]]: ...
+    def grade(self, groups: Groups, told: Told = None) -> list[tuple[Verdict, ...]]: ...
 
 
 class Ungraded:
     """A grader for what is never compared by its worth: every response scores 0."""
 
-    def grade(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[tuple[Verdict, ...]]:
+    def grade(self, groups: Groups, told: Told = None) -> list[tuple[Verdict, ...]]:
         return [tuple(Verdict(0.0) for _ in rollouts) for _, rollouts in groups]
 
 

@@ -34,6 +34,8 @@ class EngineOptions:
     max_length: int
     hardware: Hardware
     trust_remote_code: bool = False
+    ranks: int = 1
+    """Processes of the run: each has an engine, or a part of one."""
 
 
 class VllmSampler:
@@ -176,7 +178,8 @@ def _start(folder: Path, options: EngineOptions) -> Any:
         max_model_len=options.max_length,
         max_num_seqs=sampler.max_sequences,
         tensor_parallel_size=sampler.tensor_parallel,
-        distributed_executor_backend="uni" if sampler.tensor_parallel == 1 else None,
+        # Engines that span ranks are those ranks: the launcher has started the workers already.
+        distributed_executor_backend="uni" if sampler.tensor_parallel == 1 else "external_launcher",
         enforce_eager=not sampler.compile,
         generation_config="vllm",
         logprobs_mode="processed_logprobs",

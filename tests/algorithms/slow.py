@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import Coefficients
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.types import Sample
 from tests.algorithms.slow_cells import CORRECTIONS, LEVELS, OBJECTIVES, REDUCTIONS, VALUES, Row, Token
 from tests.algorithms.slow_pairs import Member
@@ -20,7 +20,7 @@ from tests.algorithms.slow_sets import DIVERGENCES, WEIGHTINGS, cloned, sets_los
 class Slow:
     """The models of a learner, each run on one unpadded sequence after another; tables are kept between losses."""
 
-    def __init__(self, learner: SingleLearner, batch: Sequence[Sample]) -> None:
+    def __init__(self, learner: PolicyLearner, batch: Sequence[Sample]) -> None:
         self.learner = learner
         self.tables = [self._tables(s.rollout.tokens) for s in batch]
 

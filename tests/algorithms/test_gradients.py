@@ -18,8 +18,8 @@ from posttrain.algorithms.rows.online import ONLINE
 from posttrain.algorithms.state import Coefficients, RowState, Terms
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import Packing, pack
+from posttrain.learner.policy import PolicyLearner
 from posttrain.learner.references import References
-from posttrain.learner.single import SingleLearner
 from posttrain.models.checkpoint import load_policy
 from posttrain.recipe import Critic, Model
 from posttrain.types import Author, Sample
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def learner_over(folder: Path, layout: str, critic: Critic, bins: int = 1) -> SingleLearner:
+def learner_over(folder: Path, layout: str, critic: Critic, bins: int = 1) -> PolicyLearner:
     """A tempered policy with two references that are not the policy, and a critic."""
     learner = tiny_learner(folder, torch.float64, layout, temperature=0.8, critic=critic, bins=bins)
     learner.critic.head.double()
@@ -66,21 +66,21 @@ def learner_over(folder: Path, layout: str, critic: Critic, bins: int = 1) -> Si
 
 
 @pytest.fixture(scope="module")
-def learners(folder: Path) -> dict[str, SingleLearner]:
+def learners(folder: Path) -> dict[str, PolicyLearner]:
     return {layout: learner_over(folder, layout, Critic()) for layout in LAYOUTS}
 
 
 @pytest.fixture(scope="module")
-def everything(learners: dict[str, SingleLearner]) -> list[Sample]:
+def everything(learners: dict[str, PolicyLearner]) -> list[Sample]:
     return filled(learners["rows"])
 
 
 @pytest.fixture(scope="module")
-def slow(learners: dict[str, SingleLearner], everything: list[Sample]) -> Slow:
+def slow(learners: dict[str, PolicyLearner], everything: list[Sample]) -> Slow:
     return Slow(learners["rows"], everything)
 
 
-def filled(learner: SingleLearner) -> list[Sample]:
+def filled(learner: PolicyLearner) -> list[Sample]:
     """Samples with everything a row could ask for near the present policy, an advantage per token, and garbage where
     the policy said nothing. Some responses of a group are the data's, some an opponent's.
     """
@@ -134,7 +134,7 @@ def coefficients(algorithm: Algorithm) -> Coefficients:
     return state.coefficients(TERMS)
 
 
-def trained_by(learner: SingleLearner) -> list[Tensor]:
+def trained_by(learner: PolicyLearner) -> list[Tensor]:
     critic = [] if learner.critic is None else learner.critic.stepper.masters.parameters
     return [*learner.stepper.masters.parameters, *critic]
 
@@ -143,7 +143,7 @@ def flat(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
 
-def gradient(learner: SingleLearner, algorithm: Algorithm, batch: list[Sample], budget: int) -> tuple[float, Tensor]:
+def gradient(learner: PolicyLearner, algorithm: Algorithm, batch: list[Sample], budget: int) -> tuple[float, Tensor]:
     """Loss and flat gradient of one optimiser step over all samples, the critic's included."""
     learner.discard()
     packing = Packing(budget, learner.packing.share_prompts, learner.packing.dtype)
@@ -168,7 +168,7 @@ def close(found: tuple[float, Tensor], expected: tuple[float, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_gradients_do_not_depend_on_micro_batches_packing_or_padding_and_equal_the_formula_written_out(
-    learners: dict[str, SingleLearner], slow: Slow, everything: list[Sample], name: str
+    learners: dict[str, PolicyLearner], slow: Slow, everything: list[Sample], name: str
 ) -> None:
     algorithm = ALGORITHMS[name]
     batch = asked(algorithm, everything)
@@ -182,7 +182,7 @@ def test_gradients_do_not_depend_on_micro_batches_packing_or_padding_and_equal_t
 
 @pytest.mark.parametrize(("name", "reduction"), OTHER_REDUCTIONS)
 def test_every_row_equals_its_formula_under_every_other_reduction_that_is_legal(
-    learners: dict[str, SingleLearner], slow: Slow, everything: list[Sample], name: str, reduction: str
+    learners: dict[str, PolicyLearner], slow: Slow, everything: list[Sample], name: str, reduction: str
 ) -> None:
     algorithm = choose(name, {"reduction": reduction})
     batch = asked(algorithm, everything)
@@ -191,7 +191,7 @@ def test_every_row_equals_its_formula_under_every_other_reduction_that_is_legal(
 
 @pytest.mark.parametrize(("name", "changes"), [*BITING, *CORRECTED, *PENALISED], ids=str)
 def test_bounds_corrections_penalties_and_anchors_equal_their_formulas_in_every_layout_and_cut(
-    learners: dict[str, SingleLearner], slow: Slow, everything: list[Sample], name: str, changes: dict[str, object]
+    learners: dict[str, PolicyLearner], slow: Slow, everything: list[Sample], name: str, changes: dict[str, object]
 ) -> None:
     algorithm = choose(name, changes)
     batch = asked(algorithm, everything)
@@ -203,7 +203,7 @@ def test_bounds_corrections_penalties_and_anchors_equal_their_formulas_in_every_
 @pytest.mark.parametrize("name", ["grpo", "gspo", "m2po"])
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
 def test_reductions_do_not_depend_on_micro_batches_packing_or_padding(
-    learners: dict[str, SingleLearner], everything: list[Sample], name: str, reduction: str
+    learners: dict[str, PolicyLearner], everything: list[Sample], name: str, reduction: str
 ) -> None:
     algorithm = choose(name, {"reduction": reduction})
     batch = asked(algorithm, everything)
@@ -235,7 +235,7 @@ def test_value_losses_reach_what_they_train_and_nothing_else(
 
 
 def test_a_sample_that_teaches_nothing_changes_nothing(
-    learners: dict[str, SingleLearner], everything: list[Sample]
+    learners: dict[str, PolicyLearner], everything: list[Sample]
 ) -> None:
     silent = [s for s in everything if not bool(s.mask.any())]
     assert len(silent) == 1
@@ -249,7 +249,7 @@ def test_a_sample_that_teaches_nothing_changes_nothing(
 
 @pytest.mark.parametrize("name", ["grpo", "dapo", "gspo_token", "cispo", "sapo", "rapid", "dppo_tv", "discovered"])
 def test_one_update_without_recorded_log_probabilities_has_the_policy_gradient(
-    learners: dict[str, SingleLearner], everything: list[Sample], name: str
+    learners: dict[str, PolicyLearner], everything: list[Sample], name: str
 ) -> None:
     """The ratio is 1 in value and the log-probability in its gradient, whatever is made of it elsewhere."""
     batch = [replace(s, previous=None) for s in asked(ALGORITHMS["grpo"], everything)]
@@ -260,7 +260,7 @@ def test_one_update_without_recorded_log_probabilities_has_the_policy_gradient(
 
 
 def test_a_policy_that_waits_for_its_critic_gets_no_gradient(
-    learners: dict[str, SingleLearner], everything: list[Sample]
+    learners: dict[str, PolicyLearner], everything: list[Sample]
 ) -> None:
     learner, algorithm = learners["tree"], choose("ppo", {"kl": "in_loss", "entropy": "bonus"})
     learner.discard()

@@ -14,7 +14,7 @@ import torch
 from posttrain.errors import ParityError
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.models.checkpoint import load_policy, load_tokenizer, original_head
 from posttrain.recipe import Model
 from posttrain.rollout import Request
@@ -56,7 +56,7 @@ class Faulty(LocalSampler):
 class Case:
     def __init__(self, folder: Path, tied: bool, temperature: float = 1.0) -> None:
         self.folder = folder
-        self.learner: SingleLearner = tiny_learner(folder, temperature=temperature)
+        self.learner: PolicyLearner = tiny_learner(folder, temperature=temperature)
         model: Any = load_policy(folder, Model(path=str(folder)), torch.float32, "cpu")
         self.sampler = Faulty(model, load_tokenizer(folder), stops=(1,))
         self.gate = ParityGate(self.learner, torch.float32, lambda: original_head(folder))

@@ -12,7 +12,7 @@ from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import RowState, Terms
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import pack
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.metrics import Report
 from posttrain.types import Sample
 
@@ -21,19 +21,19 @@ GRPO = ALGORITHMS["grpo"]
 
 
 def accumulated(
-    learner: SingleLearner, batch: Sequence[Sample], algorithm: Algorithm = GRPO, terms: Terms = TERMS
+    learner: PolicyLearner, batch: Sequence[Sample], algorithm: Algorithm = GRPO, terms: Terms = TERMS
 ) -> Report:
     """Add the gradient of one optimiser step over the samples."""
     batches = list(pack(batch, learner.packing))
     return learner.accumulate(batches, algorithm, RowState.of(algorithm).coefficients(terms))[0]
 
 
-def one_step(learner: SingleLearner, batch: Sequence[Sample], algorithm: Algorithm = GRPO) -> dict[str, float]:
+def one_step(learner: PolicyLearner, batch: Sequence[Sample], algorithm: Algorithm = GRPO) -> dict[str, float]:
     report = accumulated(learner, batch, algorithm)
     return (report + learner.step()).values()
 
 
-def policy_gradient(learner: SingleLearner) -> Tensor:
+def policy_gradient(learner: PolicyLearner) -> Tensor:
     return torch.cat([p.grad.flatten() for p in learner.stepper.masters.parameters])
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ModelError
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.models.checkpoint import expected_weights, merged_weights
 from posttrain.recipe import Lora
 from tests.learner.steps import checksum, one_step
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def trained(folder: Path) -> SingleLearner:
+def trained(folder: Path) -> PolicyLearner:
     learner = tiny_learner(folder, lora=Lora(rank=4, alpha=8), learning_rate=1e-2)
     for _ in range(3):
         one_step(learner, samples(torch.float32))

@@ -16,7 +16,7 @@ from posttrain.algorithms.table import ALGORITHMS
 from posttrain.errors import TrainingError
 from posttrain.learner.critic import Critic as Value
 from posttrain.learner.layout import Layout
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.models.checkpoint import load_scorer
 from posttrain.recipe import Critic, Lora, Optimizer
 from posttrain.types import Rollout, Sample
@@ -47,7 +47,7 @@ def taught(batch: Sequence[Sample]) -> list[Sample]:
 BATCH = taught(samples(torch.float32))
 
 
-def plain_values(learner: SingleLearner, rollout: Rollout) -> Tensor:
+def plain_values(learner: PolicyLearner, rollout: Rollout) -> Tensor:
     """`[T + 1, B]` by one unpadded forward pass."""
     ids, critic = torch.tensor([rollout.tokens]), learner.critic
     with torch.no_grad():
@@ -199,7 +199,8 @@ def test_a_frozen_critic_is_read_saved_and_never_moves(folder: Path, tmp_path: P
     learner = tiny_learner(folder)
     model = load_scorer(folder, 1, torch.float32, "cpu")
     torch.nn.init.normal_(model.score.weight)
-    learner.critic = Value(model, OWN, Optimizer(learning_rate=1e-3), 10, frozen=True)
+    model.requires_grad_(False)
+    learner.critic = Value(model, OWN, Optimizer(learning_rate=1e-3), 10)
     before = checksum(model)
     assert bool(learner.values([BATCH[0].rollout])[0].any())
     report = one_step(learner, samples(torch.float32), ALGORITHMS["dvpo"])

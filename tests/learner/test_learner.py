@@ -17,7 +17,7 @@ from posttrain.algorithms.table import ALGORITHMS
 from posttrain.errors import ModelError, TrainingError
 from posttrain.learner.backbone import prove_layout
 from posttrain.learner.layout import Layout
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.models.checkpoint import load_policy
 from posttrain.recipe import Lora, Model
 from posttrain.types import Sample
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def plain(learner: SingleLearner, sample: Sample, temperature: float = 1.0) -> Tensor:
+def plain(learner: PolicyLearner, sample: Sample, temperature: float = 1.0) -> Tensor:
     """`[T]` log-probabilities by one unpadded forward pass of the whole vocabulary."""
     ids = torch.tensor([sample.rollout.tokens])
     with torch.no_grad():
@@ -224,6 +224,6 @@ def test_recomputing_activations_changes_no_gradient(folder: Path) -> None:
         assert bool(grads[-1].any())
 
 
-def replace_model(learner: SingleLearner, model: Any) -> SingleLearner:
+def replace_model(learner: PolicyLearner, model: Any) -> PolicyLearner:
     """The same learner over another model."""
-    return SingleLearner(model, learner.tokenizer, learner.stepper.settings, learner.computation, total_updates=10)
+    return PolicyLearner(model, learner.tokenizer, learner.stepper.settings, learner.computation, total_updates=10)

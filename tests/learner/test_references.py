@@ -13,8 +13,8 @@ from posttrain.algorithms.choice import choose
 from posttrain.algorithms.state import Terms
 from posttrain.errors import TrainingError
 from posttrain.learner.layout import Layout
+from posttrain.learner.policy import PolicyLearner
 from posttrain.learner.references import References
-from posttrain.learner.single import SingleLearner
 from posttrain.models.checkpoint import load_policy
 from posttrain.recipe import Lora, Model
 from posttrain.types import Sample
@@ -36,7 +36,7 @@ def other(folder: Path, seed: int, dtype: torch.dtype = torch.float64) -> torch.
     return model
 
 
-def with_base(folder: Path, lora: Lora, **settings: object) -> SingleLearner:
+def with_base(folder: Path, lora: Lora, **settings: object) -> PolicyLearner:
     """An adapter whose own base is the reference."""
     return tiny_learner(folder, lora=lora, reference=True, **settings)
 
@@ -45,11 +45,11 @@ def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def first(learner: SingleLearner) -> list[Tensor]:
+def first(learner: PolicyLearner) -> list[Tensor]:
     return [t[:, 0] for t in learner.logprobs(ROLLOUTS, "reference")]
 
 
-def noted(learner: SingleLearner, batch: list[Sample]) -> list[Sample]:
+def noted(learner: PolicyLearner, batch: list[Sample]) -> list[Sample]:
     """With what the references say."""
     found = learner.logprobs([s.rollout for s in batch], "reference")
     return [replace(s, reference=reference) for s, reference in zip(batch, found, strict=True)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import TrainingError
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.recipe import Critic, Lora
 from tests.learner.steps import accumulated, checksum, one_step
 from tests.tiny import samples, tiny_folder, tiny_learner
@@ -26,11 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def learner_of(folder: Path, dtype: torch.dtype, lora: Lora | None) -> SingleLearner:
+def learner_of(folder: Path, dtype: torch.dtype, lora: Lora | None) -> PolicyLearner:
     return tiny_learner(folder, dtype, lora=lora, schedule="cosine", learning_rate=1e-2)
 
 
-def everything(learner: SingleLearner) -> list[Tensor]:
+def everything(learner: PolicyLearner) -> list[Tensor]:
     """Every number that the next step depends on, in copies."""
     state = learner.stepper.optimizer.state_dict()["state"]
     moments = [v.clone() for one in state.values() for v in one.values()]

@@ -16,6 +16,7 @@ from posttrain.recipe import FileSource
 from posttrain.types import Group, Rollout, Verdict
 from tests.loops.test_resume import kill_when, lines, same, start
 from tests.runs import metrics, prepare, run
+from tests.saved import saved
 from tests.tiny import prompt, tiny_folder, tiny_learner
 
 CARRIED: dict[str, dict[str, Any]] = {
@@ -75,8 +76,8 @@ def test_a_critic_moves_alone_while_it_warms_up_and_is_saved_as_a_classifier(tmp
     written = [tmp_path / "run" / "checkpoints" / f"step-{n:06d}" for n in (1, 2, 3)]
     weights = [(folder / "policy" / "model.safetensors").read_bytes() for folder in written]
     assert weights[0] == weights[1] != weights[2]
-    states = [torch.load(folder / "critic.pt", weights_only=True)["trained"] for folder in written]
-    assert any(not torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
+    states = [saved(folder, "critic")[1] for folder in written]
+    assert any(not torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
     found = metrics(tmp_path / "run")
     assert ["learn/grad_norm" in line for line in found] == [False, False, False, True]
     assert all("learn/critic_grad_norm" in line for line in found[1:])

@@ -22,7 +22,7 @@ from posttrain.data.chat import Chat
 from posttrain.errors import TrainingError
 from posttrain.hybrid import Hybrid
 from posttrain.learner.layout import Layout
-from posttrain.learner.single import SingleLearner
+from posttrain.learner.policy import PolicyLearner
 from posttrain.loops.learning import annotate
 from posttrain.loops.offline import offline
 from posttrain.loops.reference_point import mismatched, reference_point
@@ -65,7 +65,7 @@ def ids(text: str) -> list[int]:
     return [20 + ord(c) - ord("a") for c in text]
 
 
-def credited(learner: SingleLearner, algorithm: Algorithm, groups: Sequence[Group]) -> list[Sample]:
+def credited(learner: PolicyLearner, algorithm: Algorithm, groups: Sequence[Group]) -> list[Sample]:
     return assign_credit(algorithm, groups, annotate(learner, algorithm, groups, several=False), TERMS)[0]
 
 
@@ -193,7 +193,7 @@ class TestReferencePoint:
         assert kept["log_ratio_mean"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
 
 
-def drawing(folder: Path, responses: int, tokens: int) -> tuple[SingleLearner, SampledKl]:
+def drawing(folder: Path, responses: int, tokens: int) -> tuple[PolicyLearner, SampledKl]:
     """A policy that has left its reference, and the term on what it says."""
     learner = tiny_learner(folder, torch.float64, reference=True)
     randomise(learner.model, 3, scale=0.05)

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.learner.checkpoint import restore, write_checkpoint
 from posttrain.metrics import RunFolder
 from tests.runs import ROOT, command, metrics, prepare, run
+from tests.saved import equal
 from tests.tiny import tiny_folder, tiny_learner
 
 
@@ -53,18 +53,9 @@ def same(one: Path, other: Path, step: int) -> None:
     assert (one / name / "state.json").read_text() == (other / name / "state.json").read_text()
     weights = "policy/model.safetensors"
     assert (one / name / weights).read_bytes() == (other / name / weights).read_bytes()
-    first, second = (torch.load(f / name / "learner.pt", weights_only=True) for f in (one, other))
-    assert first["version"] == second["version"]
-    for a, b in zip(first["trained"], second["trained"], strict=True):
-        assert torch.equal(a, b)
-    assert ("reference" in first) == ("reference" in second)
-    for a, b in zip(first.get("reference", []), second.get("reference", []), strict=True):
-        assert torch.equal(a, b)
+    equal(one / name, other / name)
     if (one / name / "critic.pt").exists():
-        assert (one / name / "critic.pt").read_bytes() == (other / name / "critic.pt").read_bytes()
-    for key, state in first["optimizer"]["state"].items():
-        for field, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second["optimizer"]["state"][key][field]))
+        equal(one / name, other / name, "critic")
 
 
 @pytest.fixture(scope="module")

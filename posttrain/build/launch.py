@@ -1,0 +1,159 @@
+"""Several processes of one run on this machine: started together, ended together, and the first to fail named.
+
+Across machines torchrun or accelerate launch do this; each process finds out from its environment what it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.errors import PosttrainError
+from posttrain.world import PHASE_FILE
+
+GRACE = 20.0
+"""Seconds that the others have to end after one has failed, and all after a signal beside what a step takes."""
+LINES = 25
+"""Of what a failed rank said last, how much is shown."""
+
+
+@dataclass
+class Rank:
+    """One process, where it writes what it says, and the phase it was last in."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    phase: Path
+
+    def failure(self) -> str:
+        code = self.process.returncode
+        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        phase = self.phase.read_text() if self.phase.is_file() else "starting"
+        return f"rank {self.number} {ended} while {phase}"
+
+
+def run_ranks(arguments: Sequence[str], count: int) -> int:
+    """Run `posttrain ARGUMENTS` as `count` ranks to their end. The first one's output passes through; of the others it
+    is kept, and shown where one fails.
+
+    Returns the exit code of ranks that ended alike. Raises PosttrainError naming the rank that failed first, what it
+    was doing, and what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as folder, _told() as told:
+        port = _free_port()
+        started = [_start(arguments, number, count, Path(folder), port) for number in range(count)]
+        try:
+            first = _first_failure(started, told)
+        finally:
+            _end(started)
+        if first is None:
+            return 0
+        if told and first.process.returncode == 128 + signal.SIGTERM:
+            return first.process.returncode
+        raise PosttrainError(
+            f"{first.failure()}; the other {count - 1} were ended. The same command goes on from the newest checkpoint."
+            + "".join(f"\n--- the end of what rank {r.number} said:\n{_tail(r.log)}" for r in _silent(started, first))
+        )
+
+
+def _start(arguments: Sequence[str], number: int, count: int, folder: Path, port: int) -> Rank:
+    log, phase = folder / f"rank-{number}.log", folder / f"rank-{number}.phase"
+    environment = {
+        **os.environ,
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        PHASE_FILE: str(phase),
+    }
+    # The ranks share the cores.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    with log.open("wb") as stream:
+        output = None if number == 0 else stream
+        process = subprocess.Popen(
+            [sys.executable, "-m", "posttrain", *arguments],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+        )
+    return Rank(number, process, log, phase)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _first_failure(ranks: Sequence[Rank], told: Sequence[int]) -> Rank | None:
+    """Wait for all to end, or for the first that fails. A signal is passed on to every rank once."""
+    passed_on = False
+    while True:
+        if told and not passed_on:
+            passed_on = True
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    rank.process.send_signal(signal.SIGTERM)
+        codes = [rank.process.poll() for rank in ranks]
+        failed = [rank for rank, code in zip(ranks, codes, strict=True) if code]
+        if failed:
+            # One that was killed is the cause; those that lost their peer only say so.
+            time.sleep(0.2)
+            again = [rank for rank in ranks if rank.process.poll()]
+            return next((rank for rank in again if (rank.process.returncode or 0) < 0), failed[0])
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.05)
+
+
+def _end(ranks: Sequence[Rank]) -> None:
+    until = time.monotonic() + GRACE
+    for kill in (False, True):
+        for rank in ranks:
+            if rank.process.poll() is None:
+                if not kill:
+                    with suppress(subprocess.TimeoutExpired):
+                        rank.process.wait(0.5)
+                    rank.process.terminate()
+                else:
+                    with suppress(subprocess.TimeoutExpired):
+                        rank.process.wait(max(0.0, until - time.monotonic()))
+                    rank.process.kill()
+    for rank in ranks:
+        rank.process.wait()
+
+
+def _silent(ranks: Sequence[Rank], first: Rank) -> list[Rank]:
+    """Whose words are shown: the one that failed, then those that printed where they stood; the first rank has spoken
+    already.
+    """
+    others = [r for r in ranks if r is not first and "most recent call first" in _tail(r.log)]
+    return [r for r in (first, *others) if r.number and r.log.stat().st_size]
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES:])
+
+
+@contextmanager
+def _told() -> Iterator[list[int]]:
+    """Signals that came, to be passed on."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,127 @@
+"""How a model's weights and gradients lie over the ranks of a world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from posttrain.errors import ModelError
+from posttrain.world import ALONE, World
+
+T = TypeVar("T")
+
+
+class Reader(nn.Module):
+    """A model whose every use is one forward pass of this module, whatever is asked of it: hooks that bring shards
+    together, and let go of them again, know nothing else.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ask: Callable[[], T]) -> T:
+        return ask()
+
+
+class Sharding(Protocol):
+    """One way to lay a model over the ranks."""
+
+    world: World
+    lockstep: bool
+    """Whether all ranks must make the same number of passes, as each pass is a collective."""
+    scale: float
+    """What a rank's loss is multiplied with, so that gradients add up over the ranks rather than average."""
+
+    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
+        """Lay the parameters out, those `apart` whole on every rank. Called once, before an optimiser knows them."""
+
+    def release(self, reader: Reader) -> None:
+        """After a pass without a backward pass: let go of what was brought together."""
+
+    def reduce(self, gradients: Sequence[Tensor]) -> None:
+        """What is left to be done for gradients to be sums over the ranks, once per update."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every rank holds the model; gradients are added up once per update, in the precision of the masters."""
+
+    world: World
+    lockstep: bool = False
+    scale: float = 1.0
+
+    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
+        """Nothing moves."""
+
+    def release(self, reader: Reader) -> None:
+        """Nothing was brought together."""
+
+    def reduce(self, gradients: Sequence[Tensor]) -> None:
+        self.world.add(gradients)
+
+
+WHOLE = Whole(ALONE)
+
+
+class Rows:
+    """FSDP2: every parameter is cut along its first dimension, a layer is brought together while it computes, and its
+    gradients are added up in fp32 on their way back to their shards.
+
+    Parameters are kept in fp32 (they are their own masters) and computed with in `dtype`.
+    """
+
+    lockstep = True
+
+    def __init__(self, world: World, dtype: torch.dtype, device: str) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        self.world, self.scale = world, float(world.size)
+        self._mesh = init_device_mesh(device, (world.size,))
+        low = dtype in (torch.bfloat16, torch.float16)
+        self._policy = MixedPrecisionPolicy(dtype, torch.float32) if low else MixedPrecisionPolicy()
+
+    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in _layers(reader.model):
+            fully_shard(layer, mesh=self._mesh, mp_policy=self._policy)
+        # Everything else, embeddings and head among them, is brought together around the whole pass.
+        fully_shard(reader, mesh=self._mesh, mp_policy=self._policy, ignored_params=set(apart))
+
+    def release(self, reader: Reader) -> None:
+        reader.reshard()  # type: ignore[operator]
+
+    def reduce(self, gradients: Sequence[Tensor]) -> None:
+        # A small head beside a sharded model is whole on every rank.
+        plain = [g for g in gradients if not isinstance(g, DTensor)]
+        self.world.add(plain)
+        for gradient in plain:
+            gradient.div_(self.scale)
+
+
+def _layers(model: Any) -> Sequence[nn.Module]:
+    """The decoder's blocks. Raises ModelError where the architecture does not say which they are."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else getattr(inner, inner.base_model_prefix, inner)
+    layers = getattr(decoder, "layers", getattr(decoder, "h", None))
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"hardware.learner.strategy: fsdp2 shards a decoder's list of layers, and {type(inner).__name__} has none "
+            "under a known name; use ddp"
+        )
+    return list(layers)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor brought together from all its shards, on every rank; a plain one as it is. A collective."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole: Tensor = tensor.full_tensor()
+    return whole
