@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.readings import reading
 from posttrain.errors import DataError
 from posttrain.recipe import FileSource, HubSource, ReasoningGymSource, Source
 
@@ -43,7 +44,9 @@ def read_rows(source: Source, key: str) -> list[Row]:
         raise DataError(f"{key}: {name_of(source)} has no rows{behind}")
     names = list(dict.fromkeys(name for row in raw for name in row))
     taken = _origins(names, source.columns, key)
-    return [{name: row.get(origin) for name, origin in taken.items()} for row in raw]
+    return [
+        {name: _value(row, origin, f"{key}: row {i}") for name, origin in taken.items()} for i, row in enumerate(raw)
+    ]
 
 
 def columns_of(source: Source, key: str) -> list[str] | None:
@@ -248,10 +251,25 @@ def _stop(source: Source) -> int | None:
 
 def _origins(present: list[str], renames: dict[str, str], key: str) -> dict[str, str]:
     """Each column of a row and the data set's column it comes from."""
+    read: set[str] = set()
     for name, origin in renames.items():
-        if origin not in present:
-            raise DataError(
-                f"{key}.columns.{name}: no column {origin!r} among {', '.join(present)}; {nearest(origin, present)}"
-            )
-    kept = {name: name for name in present if name not in renames.values() and name not in renames}
+        made = None if origin in present else reading(origin)
+        for column in made[1] if made else (origin,):
+            if column not in present:
+                raise DataError(
+                    f"{key}.columns.{name}: no column {column!r} among {', '.join(present)}; {nearest(column, present)}"
+                )
+            read.add(column)
+    kept = {name: name for name in present if name not in read and name not in renames}
     return {**kept, **renames}
+
+
+def _value(row: Row, origin: str, where: str) -> Any:
+    """A column's value, or what a reading makes of several."""
+    made = None if origin in row else reading(origin)
+    if made is None:
+        return row.get(origin)
+    try:
+        return made[0](*(row.get(column) for column in made[1]))
+    except DataError as error:
+        raise DataError(f"{where}: {', '.join(made[1])}: {error}") from None
