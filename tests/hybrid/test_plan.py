@@ -34,7 +34,7 @@ def models(draw: st.DrawFn, degree: int) -> Made:
         intermediate=degree * draw(st.integers(1, 3)),
         # 64 is cut by 2, 4, 8 only; 192 by 3 and 6; 320 by 5; 448 by 7.
         vocabulary=draw(st.integers(1, 64)) + {3: 128, 6: 128, 5: 256, 7: 384}.get(degree, 0),
-        experts=draw(st.integers(1, 3)) if moe else 0,
+        experts=(degree if family == "qwen3_moe" else 1) + draw(st.integers(0, 2)) if moe else 0,
         stacked=moe and draw(st.booleans()),
         tied=draw(st.booleans()),
         bias=family == "qwen2",

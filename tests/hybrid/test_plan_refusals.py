@@ -31,6 +31,7 @@ def test_two_ranks_cannot_share_nine_heads_and_the_degrees_that_can_are_named() 
         (Made(heads=6, kv_heads=3, intermediate=12, vocabulary=192), 2, "num_key_value_heads is 3"),
         (Made(heads=4, kv_heads=2, intermediate=6), 4, "the intermediate size of mlp.gate_proj is 6"),
         (Made("phi3", heads=4, kv_heads=4, intermediate=6), 4, "the intermediate size of mlp.gate_up_proj is 6"),
+        (Made("qwen3_moe", heads=4, experts=3), 4, "num_experts is 3, fewer than the ranks"),
         (Made("mixtral", heads=4, intermediate=6, experts=2), 4, "the intermediate size of experts.w1 is 6"),
         (
             Made(heads=3, kv_heads=3, intermediate=6, vocabulary=70),

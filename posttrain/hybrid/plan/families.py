@@ -100,6 +100,9 @@ FAMILIES: Mapping[str, tuple[Rule, ...]] = {
 }
 """By `model_type` of the checkpoint's config."""
 
+AN_EXPERT_A_RANK = ("qwen2_moe", "qwen3_moe")
+"""Families of which vLLM wants no more ranks than experts, although every rank holds a slice of every expert."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:

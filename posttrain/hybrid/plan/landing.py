@@ -9,7 +9,7 @@ from math import prod
 from posttrain.errors import ModelError, RecipeError
 from posttrain.hybrid.plan.boxes import Shape
 from posttrain.hybrid.plan.cuts import Cut, Part
-from posttrain.hybrid.plan.families import VOCABULARY_PADDING, Architecture
+from posttrain.hybrid.plan.families import AN_EXPERT_A_RANK, VOCABULARY_PADDING, Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ def land(tensor: Tensor, architecture: Architecture, degree: int) -> Landing:
     shape that the config does not have, _MisfitError where the degree does not divide what it must.
     """
     rule, match = architecture.rule(tensor.name)
+    if architecture.family in AN_EXPERT_A_RANK and architecture.experts < degree:
+        raise _MisfitError(f"num_experts is {architecture.experts}, fewer than the ranks")
     cut = _cut(rule.kind.format(*match.groups()), tensor, architecture, degree)
     parameter = rule.parameter.format(*match.groups())
     expert = match.groupdict().get("expert")
@@ -143,8 +145,8 @@ def land_all(tensors: Iterable[Tensor], architecture: Architecture, degree: int)
     fitting = ", ".join(map(str, degrees(tensors, architecture)))
     raise RecipeError(
         [
-            f"tensor_parallel: {degree} does not divide this {architecture.family} model ({'; '.join(sorted(misfits))}); "
-            f"what does: {fitting}"
+            f"tensor_parallel: {degree} does not divide this {architecture.family} model "
+            f"({'; '.join(sorted(misfits))}); what does: {fitting}"
         ],
         "generation layout",
     )

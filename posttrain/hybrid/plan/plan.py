@@ -61,14 +61,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a resharding that follows from layouts and shapes; the same on every rank that works it out."""
+    """All of a resharding that follows from layouts and shapes; the same on every rank that works it out."""
 
     training: Training
     generation: Generation
     shipments: tuple[Shipment, ...]
     parameters: Mapping[str, Parameter]
     aliases: Mapping[str, str]
-    """Names of the engine that are another parameter's storage: nothing is sent for them."""
+    """Names that are another parameter's storage in the engine, where it has them at all: nothing is sent for them."""
 
     @property
     def nbytes(self) -> int:
