@@ -21,24 +21,24 @@ def compare(
         ),
     ],
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="What is compared.")] = None,
-    level: Annotated[float, typer.Option(help="How often equal systems may be told apart, in all.")] = 0.05,
-    power: Annotated[float, typer.Option(help="How often what is advised would find a difference.")] = 0.8,
-    smallest: Annotated[
-        float | None, typer.Option(metavar="DIFFERENCE", help="What is worth finding; else what was seen.")
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,...", help="Of the tests: level, power, smallest (difference), per_look, looks."
+        ),
     ] = None,
-    per_look: Annotated[int, typer.Option(metavar="SEEDS", help="New seeds before each look of the test.")] = 5,
-    looks: Annotated[int, typer.Option(help="How often the test over seeds may look.")] = 4,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this .png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Compare evaluations on the same problems: paired per problem, and across seeds, with intervals.
 
-    The test over seeds holds its level only where level, seeds and looks were chosen before the first look.
+    The plan is by default level=.05, power=.8, per_look=5, looks=4, and the difference that was seen for the smallest
+    that is worth finding. The test over seeds holds its level only where the plan was made before the first look.
     """
     from posttrain.metrics import comparison
     from posttrain.metrics.seeds import Plan
 
-    found = comparison.compare(systems, metric, Plan(per_look, looks, level, power, smallest))
+    found = comparison.compare(systems, metric, Plan.of(plan or ""))
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,23 @@ class Plan:
     """How often the number of seeds or problems that is advised would find the difference."""
     smallest: float | None = None
     """The difference that is worth finding; None for the one that was observed."""
+
+    @classmethod
+    def of(cls, text: str) -> Plan:
+        """What is written as in "power=.9, smallest=.02", the rest by default. Raises PosttrainError for other words."""
+        known = {field.name: int if field.name in ("per_look", "looks") else float for field in fields(cls)}
+        given: dict[str, Any] = {}
+        for part in filter(None, map(str.strip, text.split(","))):
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            try:
+                given[name] = known[name](value)
+            except KeyError:
+                raise PosttrainError(f"plan: {name!r} in {text!r} is none of {', '.join(known)}") from None
+            except ValueError:
+                raise PosttrainError(
+                    f"plan: {part!r} in {text!r} gives no {'whole ' * (known[name] is int)}number; write {name}=NUMBER"
+                ) from None
+        return cls(**given)
 
     def __post_init__(self) -> None:
         if self.per_look < 1 or self.looks < 1 or not 0 < self.level < 1:

@@ -113,6 +113,7 @@ def test_what_is_no_tree_of_plain_data_is_refused(data: bytes) -> None:
     ("private", "said"),
     [
         ("!!!", "neither JSON nor a deflated pickle"),
+        (f"{packed('[1]')[:8]}*{packed('[1]')[8:]}", "neither JSON nor a deflated pickle"),
         (base64.b64encode(b"not deflated").decode(), "neither JSON nor a deflated pickle"),
         (packed("[1, 2]")[:-8] + "AAAAAAA=", "neither JSON nor a deflated pickle"),
         (packed("{]"), "neither JSON nor a deflated pickle"),

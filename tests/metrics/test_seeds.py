@@ -1,6 +1,7 @@
 """Recipes over seeds: figures against brute force, and a sequential test that errs as often as it says."""
 
 import math
+import re
 from itertools import combinations, product
 
 import numpy as np
@@ -189,6 +190,20 @@ def test_seeds_needed_follow_the_plans_power_and_smallest_difference():
         assert seeds_needed(a, b, 0.05, Plan(power=power, smallest=smallest)) == by_hand
     # Equal recipes say nothing of an observed difference, and all of one that is asked for.
     assert seeds_needed(a, a, 0.05, Plan(smallest=0.5)) == seeds_needed(a, b, 0.05, Plan(smallest=0.5)) == 64
+
+
+def test_a_plan_is_read_from_what_is_written():
+    assert Plan.of("") == Plan.of(" , ") == Plan()
+    assert Plan.of("power=.9,smallest = 0.02") == Plan(power=0.9, smallest=0.02)
+    assert Plan.of("per_look=6, looks=2, level=1e-2") == Plan(6, 2, 0.01)
+    for text, said in (
+        ("pover=.9", "'pover' in 'pover=.9' is none of per_look, looks, level, power, smallest"),
+        ("looks=2.5", "'looks=2.5' in 'looks=2.5' gives no whole number; write looks=NUMBER"),
+        ("level", "'level' in 'level' gives no number"),
+        ("power=2", "power 2.0: "),
+    ):
+        with pytest.raises(PosttrainError, match=re.escape(said)):
+            Plan.of(text)
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,12 @@ def test_compare_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
 
 def test_compare_says_how_many_problems_would_find_the_difference_that_is_asked_for(tmp_path: Path) -> None:
     files = [results(tmp_path / "one.jsonl", "0001"), results(tmp_path / "two.jsonl", "1110")]
-    wanted = ["--smallest", "0.1", "--power", "0.9", "--level", "0.01", "--looks", "2", "--per-look", "6"]
+    wanted = ["--plan", "smallest=0.1, power=0.9, level=0.01, looks=2, per_look=6"]
     found = json.loads(invoke("compare", *files, "--json", *wanted).stdout)
     assert found["pairs"][0]["problems_needed"] == 1488  # (2.575829 + 1.281552)^2 / .1^2
     assert found["plan"] == {"per_look": 6, "looks": 2, "level": 0.01, "power": 0.9, "smallest": 0.1}
     assert "for 90 %" in invoke("compare", *files, *wanted).output
-    refused = invoke("compare", *files, "--power", "1")
+    refused = invoke("compare", *files, "--plan", "power=1")
     assert isinstance(refused.exception, PosttrainError)
     assert "power 1.0" in str(refused.exception)
 
