@@ -38,7 +38,7 @@ class Plan:
 
     @classmethod
     def of(cls, text: str) -> Plan:
-        """What is written as in "power=.9, smallest=.02", the rest by default. Raises PosttrainError for other words."""
+        """What is written as in "power=.9, smallest=.02", the rest by default. Raises PosttrainError for others."""
         known = {field.name: int if field.name in ("per_look", "looks") else float for field in fields(cls)}
         given: dict[str, Any] = {}
         for part in filter(None, map(str.strip, text.split(","))):
