@@ -57,7 +57,7 @@ class SmallEngine:
         }
         self.weights: dict[str, list[float]] = {}
         self.version = "default"
-        self.active = self.dead = False
+        self.active = self.dead = self.closed = False
         self.running = self.most = 0
         self.asked: Counter[int] = Counter()
         self.seen: Counter[str] = Counter()
@@ -166,6 +166,8 @@ class SmallEngine:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if self.closed:
+            return web.json_response({"error": {"message": "Scale-out endpoints are disabled."}}, status=403)
         if "token_ids" not in body:
             return web.json_response({"error": {"message": "token_ids: field required"}}, status=400)
         p = body["sampling_params"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from posttrain.errors import ModelError, SyncError
 from posttrain.rollout.server import EngineLostError
+from posttrain.rollout.server.bucket import MEMORY, PREFIX
 from posttrain.rollout.server.launch import Server
 from tests.rollout.servers import ASKED, ENGINE, answers, as_processes, expected, kill, requests, some, weights
 from tests.tiny import tiny_folder
@@ -44,7 +45,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 def test_a_server_killed_at_random_moments_is_started_again_and_the_responses_are_the_same(folder: Path) -> None:
     asked = requests(COUNT)
     with as_processes(folder, PACED, restarts=2) as sampler:
-        sampler.republish = lambda: weights(folder, 1)
+        sampler.republish = lambda version: weights(folder, version)
         sampler.load(weights(folder, 1), 1)
         for seed in range(2):
             timer = threading.Timer(some(seed, 0.1, 0.9), kill, [sampler])
@@ -76,6 +77,18 @@ def test_without_a_source_what_had_arrived_is_told_and_the_rest_is_drawn_after_a
         assert answers([finished[i] for i in range(COUNT)]) == expected(folder, asked, 1)
 
 
+def test_with_a_copy_kept_the_trainer_is_not_asked_again(folder: Path) -> None:
+    asked = requests(COUNT)
+    with as_processes(folder, PACED, keep=True) as sampler:
+        sampler.load(weights(folder, 1), 1)
+        threading.Timer(0.4, kill, [sampler]).start()
+        assert answers(sampler.generate(asked, ASKED)) == expected(folder, asked, 1)
+        sampler.load(weights(folder, 2), 2)
+        assert len(list(MEMORY.glob(f"{PREFIX}{os.getpid()}-*"))) == 1
+        assert answers(sampler.generate(asked[:9], ASKED)) == expected(folder, asked[:9], 2)
+    assert not list(MEMORY.glob(f"{PREFIX}{os.getpid()}-*"))
+
+
 def test_of_two_servers_the_other_goes_on_and_the_lost_one_serves_again_after_the_next_sync(folder: Path) -> None:
     asked = requests(COUNT)
     with as_processes(folder, PACED, replicas=2) as sampler:
@@ -90,10 +103,11 @@ def test_of_two_servers_the_other_goes_on_and_the_lost_one_serves_again_after_th
         assert sampler.restarts == 1
 
 
-@pytest.mark.parametrize("again", [True, False])
-def test_a_server_killed_while_weights_arrive_takes_a_full_set_or_none(folder: Path, again: bool) -> None:
-    with as_processes(folder, {}) as sampler:
-        sampler.republish = (lambda: weights(folder, 2)) if again else None
+@pytest.mark.parametrize("again", ["asked", "kept", "neither"])
+def test_a_server_killed_while_weights_arrive_takes_a_full_set_or_none(folder: Path, again: str) -> None:
+    with as_processes(folder, {}, keep=again == "kept") as sampler:
+        if again == "asked":
+            sampler.republish = lambda version: weights(folder, version)
 
         def stream() -> Iterator[tuple[str, Tensor]]:
             for i, item in enumerate(weights(folder, 2)):
@@ -101,10 +115,10 @@ def test_a_server_killed_while_weights_arrive_takes_a_full_set_or_none(folder: P
                     kill(sampler)
                 yield item
 
-        if again:
+        if again != "neither":
             sampler.load(stream(), 2)
         else:
-            with pytest.raises(EngineLostError, match="while weights 2 were published"):
+            with pytest.raises(EngineLostError, match="none holds weights 2; load them again"):
                 sampler.load(stream(), 2)
             with pytest.raises(SyncError, match="no complete set"):
                 sampler.generate(requests(1), ASKED)

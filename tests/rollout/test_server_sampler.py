@@ -229,6 +229,13 @@ def test_routes_that_are_missing_are_named_with_the_version_and_how_to_start_it(
         pass
 
 
+def test_a_plain_server_whose_route_for_ids_is_closed_is_told_how_to_open_it(folder: Path, hosts: Hosts) -> None:
+    made = engine(folder, native=False)
+    made.closed = True
+    with pytest.raises(ModelError, match="start it with --enable-scale-out"), by_address(folder, hosts.start(made)):
+        pass
+
+
 def refused(folder: Path, url: str) -> str:
     """Why no sampler comes of this address."""
     with pytest.raises(PosttrainError) as raised, by_address(folder, url):

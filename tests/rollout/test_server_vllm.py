@@ -46,7 +46,7 @@ class Pair:
         self.engine = EngineOptions("cpu", "float32", 512, hardware)
         options = ServerOptions(bucket=20_000, logs=folder / "logs")
         self.sampler = ServerSampler(folder, load_tokenizer(folder), self.engine, options)
-        self.sampler.republish = self.weights
+        self.sampler.republish = lambda version: self.weights()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from merged_weights(self.model)

@@ -35,6 +35,10 @@ class ServerOptions:
     """Seconds one response may take before its server counts as lost."""
     bucket: int = 256 * 2**20
     """Bytes of one bucket of weights in shared memory. Two exist at a time; a larger tensor has one of its own."""
+    keep: bool = False
+    """Whether a copy of the published weights stays in shared memory, as large as the model, so that a server that was
+    lost can be given them again without the trainer.
+    """
     restarts: int = 3
     """How often in a run servers started here may be started again."""
     module: str = "posttrain.rollout.server.engine"

@@ -76,9 +76,6 @@ async def _routes(replica: Replica, seconds: float) -> None:
             f"servers: {replica.url} has no {', '.join(missing)} (vLLM {await _version(replica, seconds)}); this needs "
             f'"vllm>=0.32" with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; {START}'
         )
-    status, _ = await replica.status("POST", GENERATE, {}, seconds)
-    if status == 403:
-        raise ModelError(f"servers: {GENERATE} of {replica.url} is disabled; start it with --enable-scale-out")
 
 
 async def _version(replica: Replica, seconds: float) -> str:
@@ -100,6 +97,9 @@ async def _described(replica: Replica, seconds: float) -> dict[str, Any]:
             f"servers: {replica.url} does not run posttrain's worker extension and is not on this machine, so weights "
             f"cannot be handed to it; {START}"
         )
+    status, _ = await replica.status("POST", GENERATE, {}, seconds)
+    if status == 403:
+        raise ModelError(f"servers: {GENERATE} of {replica.url} is disabled; start it with --enable-scale-out")
     info = (await replica.ask("GET", "/server_info?config_format=json", seconds=seconds))["vllm_config"]
     model, scheduler = info["model_config"], info.get("scheduler_config", {})
     folder = Path(str(model.get("model")))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 class GoneError(Exception):
     """The server did not answer, or its engine is dead: another one may be asked the same."""
+
+
+class SilentError(GoneError):
+    """The server had all the time it was given. What hangs once would hang again."""
 
 
 class RefusedError(PosttrainError):
@@ -113,7 +118,7 @@ class Replica:
             ) as response:
                 return response.status, await response.text()
         except TimeoutError:
-            raise GoneError(f"{self.url}{path} did not answer within {seconds or 10:.0f} s") from None
+            raise SilentError(f"{self.url}{path} did not answer within {seconds or 10:.0f} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise GoneError(f"{self.url}{path}: {error or type(error).__name__}") from None
 
@@ -150,6 +155,8 @@ class Replica:
                 if error.status < 500 or await self.healthy():
                     raise
                 raise GoneError(str(error)) from None
+            except SilentError:
+                raise
             except GoneError:
                 # A connection that was closed while it idled says nothing of the server.
                 if attempt == 2 or not await self.healthy():
@@ -165,7 +172,8 @@ class Replica:
     async def ready(self, seconds: float) -> None:
         """Wait for a server started here. Raises ModelError with the end of its log where it dies or takes too long."""
         assert self.server is not None
-        for _ in range(int(seconds / 0.2) + 1):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
             if ended := self.server.ended():
                 raise ModelError(f"the engine did not start: {ended}")
             if self.server.socket.exists() and await self.healthy(5.0):

@@ -22,6 +22,7 @@ from posttrain.rollout.server.background import Background
 from posttrain.rollout.server.bucket import sweep
 from posttrain.rollout.server.dispatch import Dispatch, NobodyError
 from posttrain.rollout.server.handshake import Wanted, meet
+from posttrain.rollout.server.kept import Kept
 from posttrain.rollout.server.launch import Server
 from posttrain.rollout.server.publication import Publication
 from posttrain.rollout.server.replica import Address, GoneError, Replica
@@ -33,8 +34,8 @@ class ServerSampler:
     """Implements `Sampler` over one or many servers of one set of weights.
 
     A server that dies is started again, at most `restarts` times in a run, and takes no request before a full sync.
-    `republish`, where it is set, gives the published weights once more, for the moment when no server is left that
-    holds them; without it EngineLostError says which responses had arrived.
+    Weights come to it from the copy that is kept (`keep`), or from `republish`, which is asked for a version's weights;
+    with neither EngineLostError says which responses had arrived.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class ServerSampler:
     ) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.version: int | None = None
-        self.republish: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
+        self.republish: Callable[[int], Iterator[tuple[str, Tensor]]] | None = None
+        self._kept: Kept | None = None
         self.restarts = 0
         self.expected = expected_weights(folder, engine.trust_remote_code)
         self.stops = stop_tokens(folder, tokenizer)
@@ -165,28 +167,29 @@ class ServerSampler:
     def _recover(self, version: int, finished: dict[int, Rollout]) -> None:
         """Bring the weights that were published back to servers that can be had."""
         self.version = None
-        if self.republish is None:
-            lost = "; ".join(f"{r.url}: {r.lost}" for r in self.replicas if r.lost)
-            raise EngineLostError(
-                f"servers: every engine that held weights {version} is lost ({lost}); load them again and draw the "
-                "rest",
-                finished,
-            )
-        self._publish(self.republish, version, finished)
+        # Whether anybody has them is known before a new engine is waited for.
+        given = [self._again(version, finished)]
+        self._publish(lambda: given.pop() if given else self._again(version, finished), version, finished)
+
+    def _again(self, version: int, finished: dict[int, Rollout]) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a version that were given before. Raises EngineLostError where nobody has them."""
+        if self._kept is not None:
+            return iter(self._kept)
+        if self.republish is not None:
+            return self.republish(version)
+        lost = "; ".join(f"{r.url}: {r.lost}" for r in self.replicas if r.lost)
+        raise EngineLostError(
+            f"servers: engines were lost ({lost or 'and started again'}), none holds weights {version}; load them "
+            "again and draw the rest",
+            finished,
+        )
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
-        once: list[Iterator[tuple[str, Tensor]]] = [weights]
-
-        def source() -> Iterator[tuple[str, Tensor]]:
-            if once:
-                return once.pop()
-            if self.republish is None:
-                raise EngineLostError(
-                    f"servers: an engine was lost while weights {version} were published; load them again"
-                )
-            return self.republish()
-
-        self._publish(source, version, {})
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = Kept(weights) if self.options.keep else None
+        given = [weights if self._kept is None else iter(self._kept)]
+        self._publish(lambda: given.pop() if given else self._again(version, {}), version, {})
 
     def _publish(
         self, source: Callable[[], Iterator[tuple[str, Tensor]]], version: int, finished: dict[int, Rollout]
@@ -242,6 +245,8 @@ class ServerSampler:
         self._owner = -1
         atexit.unregister(self.close)
         self.version = None
+        if self._kept is not None:
+            self._kept.close()
 
         async def leave() -> None:
             for replica in self.replicas:
