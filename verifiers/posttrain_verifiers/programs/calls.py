@@ -18,7 +18,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain_verifiers.programs import extraction
-from posttrain_verifiers.programs.ahead import ANSWER, Ahead
+from posttrain_verifiers.programs.ahead import ANSWER, NOTHING, Ahead
 from posttrain_verifiers.programs.names import SCOPES, Names
 from posttrain_verifiers.programs.outcome import BrokenTestsError, Outcome, cut
 from posttrain_verifiers.programs.proxies import LostError, Named, Program, RaisedError
@@ -65,7 +65,7 @@ class CallTests:
     """The program's names whose value the tests use."""
     modules: frozenset[str]
     """Of the standard library, named by tests that do not import them."""
-    ahead: Ahead = Ahead()
+    ahead: Ahead = NOTHING
     """The calls of the first statements."""
     candidate: str = ""
     """What `candidate` stands for."""
@@ -223,10 +223,9 @@ def _tests(
     fetched = whole.values & theirs - known
     codes = tuple(map(_compiled, trusted))
     own = {name: name for name in theirs} | ({_CANDIDATE: fields["candidate"]} if fields.get("candidate") else {})
-    early = Names.union(Names.of(node) for node in trusted if not isinstance(node, SCOPES)).read & theirs
     # What comes before the tests may not call the program after it was asked for theirs.
-    free = (_BUILTINS - whole.bound - set(own)) | modules
-    ahead = Ahead() if fetched or early else Ahead.of(statements, own, free)
+    early = Names.union(Names.of(node) for node in trusted if not isinstance(node, SCOPES)).read & set(theirs)
+    ahead = NOTHING if fetched or early else Ahead.of(statements, own, (_BUILTINS - whole.bound - set(own)) | modules)
     compiled = (
         tuple(replace(s, code=_compiled(node)) for s, node in zip(compiled, ahead.statements, strict=False))
         + compiled[len(ahead.statements) :]

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from posttrain_verifiers.programs.ahead import Ahead
+from posttrain_verifiers.programs.ahead import NOTHING, Ahead
 from posttrain_verifiers.programs.outcome import shown
 from posttrain_verifiers.sandbox import Ended, Handle, ProgramEndedError, ProgramError, Session
 
@@ -31,7 +31,7 @@ class LostError(BaseException):
 class Program:
     """One side of a session, with what a reason needs: the last call, and how the program ended if it did."""
 
-    def __init__(self, session: Session, ahead: Ahead = Ahead()) -> None:
+    def __init__(self, session: Session, ahead: Ahead = NOTHING) -> None:
         """`ahead`: calls of which the session was asked for the first round."""
         self.session, self._ahead = session, ahead
         self._taken = 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain_verifiers.programs import extraction
+from posttrain_verifiers.programs.ahead import NOTHING, Ahead, Call, in_rounds, text_of
 from posttrain_verifiers.programs.outcome import BrokenTestsError, Outcome, cut, shown
-from posttrain_verifiers.programs.proxies import LostError, Named, Program, RaisedError
-from posttrain_verifiers.sandbox import Limits, ProgramEndedError, ProgramError, Sandbox
+from posttrain_verifiers.programs.proxies import LostError, Program, RaisedError
+from posttrain_verifiers.sandbox import Calls, Limits, ProgramEndedError, ProgramError, Sandbox
 
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -79,11 +81,13 @@ class ValueTests:
         """Call the function for each test in one process, within `limits.seconds`."""
         passed, first = 0, ""
         try:
-            with sandbox.open(source, limits) as session:
-                program = Program(session)
-                function = self._function(program, source)
+            ahead = self._ahead(source)
+            with sandbox.open(source, limits, ahead.rounds.get(0, Calls())) as session:
+                program = Program(session, ahead)
+                asked = None if ahead.calls else getattr(program.call(_METHODS, (), {}), self.name)
                 for number, (given, due) in enumerate(self.cases, 1):
-                    problem = self._problem(program, function, given, due)
+                    ask = functools.partial(asked, *given) if asked else functools.partial(program.answer, number - 1)
+                    problem = self._problem(program, ask, due)
                     passed += not problem
                     if problem and not first:
                         first = f"test {number} of {self.total}: {problem}"
@@ -99,15 +103,17 @@ class ValueTests:
             first = f"it ended while {_METHODS} was made"
         return Outcome(passed, self.total, first)
 
-    def _function(self, program: Program, source: str) -> Any:
+    def _ahead(self, source: str) -> Ahead:
+        """All calls, where the program defines the function, and no class that the task asks for."""
         defined = re.search(rf"^(?:async\s+)?def\s+{re.escape(self.name)}\b|^{re.escape(self.name)}\s*=", source, re.M)
         if defined or not re.search(rf"^class\s+{_METHODS}\b", source, re.M):
-            return Named(program, self.name)
-        return getattr(program.call(_METHODS, (), {}), self.name)
+            calls = tuple(Call(self.name, given, {}) for given, _ in self.cases)
+            return Ahead(calls, (), in_rounds(calls, [text_of(due) for _, due in self.cases], True))
+        return NOTHING
 
-    def _problem(self, program: Program, function: Any, given: Sequence[Any], due: Any) -> str:
+    def _problem(self, program: Program, ask: Callable[[], Any], due: Any) -> str:
         try:
-            value = function(*given)
+            value = ask()
         except RaisedError as error:
             return cut(f"{error.kind}: {error.message}")
         except LostError:

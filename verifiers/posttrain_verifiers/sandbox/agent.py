@@ -7,13 +7,12 @@ arguments of the calls.
 from __future__ import annotations
 
 import atexit
-import importlib
 import io
-import linecache
+import marshal
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from posttrain_verifiers.sandbox import frames, values
@@ -23,31 +22,28 @@ FILE = "program.py"
 MOST_CHARACTERS = 2000
 """Of an exception's message."""
 REPR_CHARACTERS = 200
-_SEEDED = ("random", "statistics")
-"""Modules with random numbers of their own."""
-_hooks: list[dict[str, Callable[[], object]]] = []
+_NONE = marshal.dumps([])
 
 
-def load(names: Sequence[str]) -> None:
-    """Import modules, once, before anything is forked. What they would have done in each fork is done in those that a
-    program makes; the program's own process has but one thread when it is made, and nothing to put right.
-    """
-    register = os.register_at_fork
-    os.register_at_fork = lambda **hook: _hooks.append(hook)  # type: ignore[assignment]
-    try:
-        for name in names:
-            try:
-                importlib.import_module(name)
-            except ImportError:
-                continue  # built without it
-    finally:
-        os.register_at_fork = register
+def prepare() -> None:
+    """Done once, before anything is forked."""
     sys.argv = [FILE]
     sys.path = [path for path in sys.path if path]
     os.environ.clear()
     for name in [name for name in sys.modules if name.startswith("posttrain_verifiers")]:
         del sys.modules[name]
     sys.modules["__main__"] = types.ModuleType("__main__")
+    _rehearse()
+
+
+def _rehearse() -> None:
+    """Do once what every program's process does, so that what Python makes at a first time is there."""
+    server = _Server()
+    server.load("from typing import List\ndef f(x: List[int], y: float = 0.5) -> str: return [x, y, 'é', f'{x}']")
+    value = values.encode(server.call("f", ["list", ["list", 1, 2]], ["dict"]), server.hold)
+    frames.unframed(frames.framed(values.dumps(["", "value", value])))
+    marshal.loads(marshal.dumps(["", ("f", [1, 2], {})]))
+    del sys.modules["program"]
 
 
 def set_streams() -> None:
@@ -69,10 +65,9 @@ def set_streams() -> None:
 
 def main() -> NoReturn:
     try:
-        nonce, action, source, *rest = values.loads(frames.receive(CHANNEL))
+        nonce, action, source, *rest = marshal.loads(frames.receive(CHANNEL))
         if action == "run":
             os.close(CHANNEL)
-            _prepare(source)
             _run(source)
         _Server().serve(nonce, source, *rest)
     except BaseException:
@@ -81,19 +76,21 @@ def main() -> NoReturn:
         os._exit(0)
 
 
-def _prepare(source: str) -> None:
-    for hook in _hooks:
-        os.register_at_fork(**hook)
-    if any(name in source for name in _SEEDED):
-        sys.modules["random"].seed()
+class _Lines:
+    """A program's loader, as those know it that show a program's lines, in tracebacks say."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def get_source(self, _name: str) -> str:
+        return self.source
 
 
 def _module(name: str, source: str) -> types.ModuleType:
-    """The program as a module that has not been executed. Its lines are there for tracebacks."""
+    """The program as a module that has not been executed."""
     module = types.ModuleType(name)
-    module.__dict__.update({"__file__": FILE, "__builtins__": __builtins__})
+    module.__dict__.update({"__file__": FILE, "__builtins__": __builtins__, "__loader__": _Lines(source)})
     sys.modules[name] = module
-    linecache.cache[FILE] = (len(source), None, source.splitlines(keepends=True), FILE)
     return module
 
 
@@ -121,9 +118,9 @@ def _run(source: str) -> NoReturn:
 
 
 def _end_threads() -> None:
-    import threading  # which would look after every fork if it were imported here first
-
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
 
 
 def _exit_code(code: Any) -> int:
@@ -144,17 +141,17 @@ class _Server:
         self.places: dict[int, int] = {}
         self.globals: dict[str, Any] = {}
 
-    def serve(self, nonce: str, source: str, calls: Sequence[Sequence[Any]], leaves: bool) -> NoReturn:
+    def serve(self, nonce: str, source: str, calls: bytes, leaves: bool) -> NoReturn:
         """`leaves`: these calls are the last, unless one of them gives an object that stays here."""
         if not self.answer(nonce, lambda: self.load(source)):
             os._exit(0)
         while True:
-            for function, arguments, keywords in calls:
-                self.answer(nonce, lambda: self.call(function, arguments, keywords))  # noqa: B023
+            for name, arguments, keywords in marshal.loads(calls):
+                self.answer(nonce, lambda: self.look_up(name)(*arguments, **keywords))  # noqa: B023
             if leaves and not self.kept:
                 os._exit(0)
-            nonce, action, *rest = values.loads(frames.receive(CHANNEL))
-            calls, leaves = rest if action == "calls" else ((), False)
+            nonce, action, *rest = marshal.loads(frames.receive(CHANNEL))
+            calls, leaves = rest if action == "calls" else (_NONE, False)
             if action != "calls":
                 self.answer(nonce, lambda: getattr(self, action)(*rest))  # noqa: B023
 
@@ -172,7 +169,6 @@ class _Server:
         return done
 
     def load(self, source: str) -> None:
-        _prepare(source)
         module = _module("program", source)
         self.globals = module.__dict__
         exec(compile(source, FILE, "exec", dont_inherit=True), self.globals)

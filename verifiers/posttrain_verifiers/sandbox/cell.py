@@ -7,13 +7,12 @@ no used-up process number, nothing in the private folder. Where it is not, the o
 
 from __future__ import annotations
 
-import _signal  # without the enumerations of `signal`, which cost a program's start some hundred pages
+import _signal  # type: ignore[import-not-found]
+import _socket
 import gc
 import itertools
 import os
 import resource
-import signal
-import socket
 import struct
 from collections.abc import Sequence
 from typing import NoReturn
@@ -24,6 +23,7 @@ DESCRIPTORS = 4
 """At most so many are sent for a program: channel, stdout, stderr, and stdin where it has one."""
 TICK = 0.05
 """Seconds between two looks at the memory of the tree."""
+# The modules beneath `signal` and `socket`: all that the others add costs each program pages.
 _CHILD = frozenset({_signal.SIGCHLD})
 USER = 1000
 """Of a program, in the user namespace of its cell."""
@@ -33,11 +33,11 @@ _INNER = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kerne
 
 def live(limits: dict[str, float], control: int, proc: int, filter_code: bytes) -> NoReturn:
     """Run programs until the owner hangs up. `control`: a socket to it; `proc`: the folder /proc."""
-    channel = socket.socket(fileno=control)
+    channel = _socket.socket(fileno=control)
     try:
         _close_all_but(proc, control)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGCHLD})
         os.setsid()
         _separate(proc, int(limits["disk"]))
         _limit(limits, tree.mapped(proc))
@@ -55,7 +55,7 @@ def live(limits: dict[str, float], control: int, proc: int, filter_code: bytes) 
     cell.serve()
 
 
-def _complain(channel: socket.socket, error: BaseException) -> NoReturn:
+def _complain(channel: _socket.socket, error: BaseException) -> NoReturn:
     try:
         channel.send(f"broken {type(error).__name__}: {error}".encode()[:1000])
     finally:
@@ -109,7 +109,7 @@ def _prove() -> None:
     """Raise where the process could still do what it must not."""
     if (os.getpid(), os.getuid(), os.geteuid()) != (1, USER, USER):
         raise RuntimeError("no pid or user namespace")
-    for call in (socket.socket, lambda: kernel.unshare(0, "nothing"), lambda: os.listdir("/proc")):
+    for call in (_socket.socket, lambda: kernel.unshare(0, "nothing"), lambda: os.listdir("/proc")):
         try:
             call()
         except OSError:
@@ -120,7 +120,7 @@ def _prove() -> None:
 class _Cell:
     """What a cell needs to run programs. It holds no descriptor of a program's while another runs."""
 
-    def __init__(self, channel: socket.socket, proc: int, memory: int) -> None:
+    def __init__(self, channel: _socket.socket, proc: int, memory: int) -> None:
         self.channel, self.proc, self.memory = channel, proc, memory
         self.numbers = os.open("loadavg", os.O_RDONLY, dir_fd=proc)
         self.place = _place()
@@ -128,7 +128,7 @@ class _Cell:
     def serve(self) -> NoReturn:
         while True:
             try:
-                request, [*sent], _, _ = self.channel.recvmsg(64, socket.CMSG_SPACE(DESCRIPTORS * 4))
+                request, [*sent], _, _ = self.channel.recvmsg(64, _socket.CMSG_SPACE(DESCRIPTORS * 4))
                 if not request:
                     os._exit(0)
                 ((_, _, numbers),) = sent
@@ -138,8 +138,7 @@ class _Cell:
                 _complain(self.channel, error)
             if child == 0:
                 self.become(int(request), descriptors)
-            how = self.watch(child)
-            self.channel.send(f"{how} {'clean' if self.is_clean(child) else 'unclean'}".encode())
+            self.channel.send(self.watch(child).encode())
             # Held until now, so that the owner hears of the end once, and from here.
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -167,30 +166,27 @@ class _Cell:
         agent.main()
 
     def watch(self, child: int) -> str:
-        """How the program ended: `exited` with its code or minus its signal, or `memory`, and then it may go on."""
+        """How the program ended: `exited` with its code or minus its signal and whether it left nothing, or `memory`,
+        and then it may go on.
+        """
         while True:
-            if _signal.sigtimedwait(_CHILD, TICK) is None and tree.holds_more(self.proc, self.memory):
+            heard = _signal.sigtimedwait(_CHILD, TICK)
+            if heard is None and tree.holds_more(self.proc, self.memory):
                 return "memory"
+            # While the number of the program's process is taken, it is the last one only if there was no other since.
+            alone = self.last_number() == child
             # One that is taken in here may be another's child, whose parent has died.
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 if found[0] == child:
-                    return f"exited {os.waitstatus_to_exitcode(found[1])}"
-
-    def is_clean(self, child: int) -> bool:
-        """Whether nothing tells that a program was here, but that the next process number is one higher."""
-        try:
-            os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return self.last_number() == child and _place() == self.place
-        return False
+                    clean = alone and _place() == self.place
+                    return f"exited {os.waitstatus_to_exitcode(found[1])} {'clean' if clean else 'unclean'}"
 
     def last_number(self) -> int:
         """The last process or thread number that was given out in this namespace."""
-        return int(os.pread(self.numbers, 200, 0).split()[-1])
+        return int(os.pread(self.numbers, 200, 0).rpartition(b" ")[2])
 
 
 def _place() -> tuple[int, ...]:
-    """What changes with anything that is made, written or changed in the private folder, or in what it says itself."""
-    held, own = os.statvfs("."), os.stat(".")
-    stamps = own.st_mtime_ns, own.st_ctime_ns
-    return held.f_bfree, held.f_ffree, own.st_mode, own.st_uid, own.st_gid, own.st_nlink, own.st_size, *stamps
+    """What changes with anything that is in the private folder, or with what it says of itself."""
+    own = os.stat(".")
+    return own.st_mode, own.st_uid, own.st_gid, own.st_nlink, own.st_size, own.st_mtime_ns, own.st_ctime_ns

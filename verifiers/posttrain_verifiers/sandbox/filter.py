@@ -9,7 +9,7 @@ of another architecture ends the program.
 from __future__ import annotations
 
 import errno
-import platform
+import os
 import struct
 
 from posttrain_verifiers.sandbox import kernel
@@ -93,7 +93,7 @@ def numbers(machine: str) -> dict[str, int]:
 
 def instructions(machine: str = "") -> bytes:
     """The filter, as the kernel takes it."""
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     allowed = numbers(machine)
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from typing import Any
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -87,3 +88,20 @@ def install_filter(instructions: bytes) -> None:
 
     program = Program(len(instructions) // 8, instructions)
     _checked(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "prctl(SECCOMP)")
+
+
+def loaded() -> list[str]:
+    """Files that the loader has put into this process, under the names it found them by."""
+
+    class Info(ctypes.Structure):
+        _fields_ = [("address", ctypes.c_void_p), ("name", ctypes.c_char_p)]
+
+    found: list[str] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Info), ctypes.c_size_t, ctypes.c_void_p)
+    def note(info: Any, _size: int, _data: object) -> int:
+        found.append(os.path.normpath(info.contents.name.decode()))
+        return 0
+
+    _libc.dl_iterate_phdr(note, None)
+    return found

@@ -11,14 +11,14 @@ import time
 from dataclasses import dataclass
 
 from posttrain_verifiers.sandbox import frames
-from posttrain_verifiers.sandbox.cells import START_LIMIT, Cell
+from posttrain_verifiers.sandbox.cells import Cell
 from posttrain_verifiers.sandbox.limits import Ended, How, Limits, SandboxUnavailableError
 
 DEAF = 1.0
 """Seconds until a program that closed its channel is ended, where it does not end by itself."""
-LEAVE = 0.25
+LEAVE = 1.0
 """Seconds that a program has to go by itself where its session is closed; then its cell goes too."""
-QUIET = 0.005
+QUIET = 0.05
 """Seconds in which a program that will go after its last answer is not listened to: they are all there when it went."""
 _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 

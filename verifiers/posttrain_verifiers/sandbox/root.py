@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-import sysconfig
-from pathlib import Path
+from collections.abc import Iterable
 
 from posttrain_verifiers.sandbox import kernel
 
 DEVICES = ("null", "zero", "urandom")
-ZONES = "/usr/share/zoneinfo"
 _FIXED = kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_NOSUID | kernel.MS_RDONLY
 _KEPT = {
     os.ST_NODEV: kernel.MS_NODEV,
@@ -22,35 +19,29 @@ _KEPT = {
 """Flags of a mount that its copy in another user namespace must keep."""
 
 
-def libraries() -> list[str]:
-    """The folders of the standard library, and the time zones."""
-    paths = sysconfig.get_paths()
-    found = [paths["stdlib"], paths["platstdlib"], *(path for path in sys.path if path.endswith("lib-dynload")), ZONES]
-    folders = sorted({os.path.realpath(path) for path in found if Path(path).is_dir()})
-    return [a for a in folders if not any(a.startswith(b + "/") for b in folders)]
-
-
-def enter() -> None:
-    """Make a root of nothing but this in the mount namespace of the process, and leave the old one."""
+def enter(folders: Iterable[str]) -> None:
+    """Make a root of nothing but these folders and the devices in the mount namespace of the process, and leave the
+    old one.
+    """
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     # Opened before the new root hides the places.
-    sources = {path: os.open(path, os.O_PATH) for path in [*libraries(), *(f"/dev/{name}" for name in DEVICES)]}
+    sources = {path: os.open(path, os.O_PATH) for path in [*folders, *(f"/dev/{name}" for name in DEVICES)]}
     new = "/tmp"
     kernel.mount("tmpfs", new, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
     for path, descriptor in sources.items():
-        place = Path(new + path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if Path(path).is_dir():
-            place.mkdir(exist_ok=True)
+        place = new + path
+        if os.path.isdir(path):
+            os.makedirs(place, exist_ok=True)
         else:
-            place.touch()
-        _bind(f"/proc/self/fd/{descriptor}", str(place))
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY))
+        _bind(f"/proc/self/fd/{descriptor}", place)
         os.close(descriptor)
-        for installed in ("site-packages", "dist-packages"):
-            if (place / installed).is_dir():
-                kernel.mount("tmpfs", str(place / installed), "tmpfs", kernel.MS_RDONLY, "size=4k,mode=555")
-    (Path(new) / "tmp").mkdir()
-    (Path(new) / "dev/shm").symlink_to("/tmp")
+        for installed in (f"{place}/site-packages", f"{place}/dist-packages"):
+            if os.path.isdir(installed):
+                kernel.mount("tmpfs", installed, "tmpfs", kernel.MS_RDONLY, "size=4k,mode=555")
+    os.mkdir(f"{new}/tmp")
+    os.symlink("/tmp", f"{new}/dev/shm")
     os.chdir(new)
     kernel.pivot_root(".", ".")
     kernel.unmount(".")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,20 +12,26 @@ from posttrain_verifiers.sandbox import values
 from posttrain_verifiers.sandbox.limits import Ended, ProgramEndedError, ProgramError
 from posttrain_verifiers.sandbox.program import Program
 
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_ROWS = (list, tuple, set, frozenset)
+
 
 @dataclass(frozen=True, slots=True)
 class Calls:
     """Calls that are asked for together, encoded once. `last`: no other request follows them."""
 
-    text: bytes = b"[]"
+    text: bytes = marshal.dumps([])
     count: int = 0
     last: bool = False
 
     @classmethod
-    def of(cls, calls: Iterable[tuple[str, Sequence[Any], Mapping[str, Any]]], last: bool) -> Self:
-        """From (name, arguments, keywords). Raises TypeError for what is no plain data, TooLargeError."""
-        trees = [[name, values.encode(list(args), _plain), values.encode(dict(kw), _plain)] for name, args, kw in calls]
-        return cls(values.dumps(trees), len(trees), last)
+    def of(cls, calls: Sequence[tuple[str, Sequence[Any], Mapping[str, Any]]], last: bool) -> Self:
+        """From (name, arguments, keywords) of plain data without objects of a program. Raises TypeError for others."""
+        rows = [(name, list(args), dict(keywords)) for name, args, keywords in calls]
+        if not _is_plain(rows):
+            raise TypeError("a call with arguments that are no literals")
+        # Of version 2: no two arguments are the same object.
+        return cls(marshal.dumps(rows, 2), len(rows), last)
 
 
 class Session:
@@ -37,12 +44,13 @@ class Session:
     """
 
     def __init__(self, start: Callable[[bytes, int], Program], source: str, calls: Calls) -> None:
-        """`start` makes a program of a request and how many answers it is due; `calls` are asked for with it. Raises ProgramError where the program's top level raises,
-        ProgramEndedError where it does not come back.
+        """`start` makes a program of a request and how many answers it is due; `calls` are asked for with it.
+
+        Raises ProgramError where the program's top level raises, ProgramEndedError where it does not come back.
         """
         self._owner = os.getpid()
         self._handles: dict[int, values.Handle] = {}
-        self._program = start(self._request("load", values.dumps(source), calls), 1 + calls.count)
+        self._program = start(self._request(calls, "load", source), 1 + calls.count)
         try:
             self._answered()
         except BaseException:
@@ -51,7 +59,7 @@ class Session:
 
     def ask(self, calls: Calls) -> None:
         """Ask for these calls; all that was asked for before must have been answered."""
-        self._program.ask(self._request("calls", b"", calls), calls.count)
+        self._program.ask(self._request(calls, "calls"), calls.count)
 
     def next(self) -> Any:
         """The value of the next of the calls that were asked for together. Raises as `call` does."""
@@ -94,13 +102,12 @@ class Session:
 
     def _ask(self, action: str, *arguments: Any) -> Any:
         self._nonce, self._leaves = os.urandom(16).hex(), False
-        self._program.ask(values.dumps([self._nonce, action, *arguments]))
+        self._program.ask(marshal.dumps((self._nonce, action, *arguments)))
         return self._answered()
 
-    def _request(self, action: str, first: bytes, calls: Calls) -> bytes:
+    def _request(self, calls: Calls, *said: str) -> bytes:
         self._nonce, self._leaves = os.urandom(16).hex(), calls.last
-        parts = [f'"{self._nonce}","{action}"'.encode(), first, calls.text, b"true" if calls.last else b"false"]
-        return b"[" + b",".join(filter(None, parts)) + b"]"
+        return marshal.dumps((self._nonce, *said, calls.text, calls.last))
 
     def _answered(self) -> Any:
         answer = self._program.answer(self._leaves)
@@ -137,5 +144,8 @@ class Session:
         return self._handles[place]
 
 
-def _plain(value: Any) -> list[Any]:
-    raise TypeError(f"no value of type {type(value).__name__} can be passed to a program")
+def _is_plain(value: Any) -> bool:
+    """Whether it is data of Python's own types, which marshal keeps as they are."""
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return type(value) in _PLAIN or (type(value) in _ROWS and all(map(_is_plain, value)))

@@ -1,4 +1,4 @@
-"""What the processes of a program hold of memory, read by its supervisor from a folder of /proc."""
+"""What the processes of a program hold of memory, read by its cell from a folder of /proc."""
 
 from __future__ import annotations
 

@@ -5,47 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import marshal
 import os
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
-from pathlib import Path
-from typing import Any
 
-from posttrain_verifiers.sandbox import frames, values
+from posttrain_verifiers.sandbox import frames
 from posttrain_verifiers.sandbox.cells import START_LIMIT, Cell
 from posttrain_verifiers.sandbox.limits import Ended, Limits, SandboxUnavailableError
 from posttrain_verifiers.sandbox.program import Ends, Program
 from posttrain_verifiers.sandbox.session import Calls, Session
+from posttrain_verifiers.sandbox.start import described, readable, start
 
 LANGUAGES = ("python",)
-_PACKAGE = Path(__file__).parent
-_START = """
-import sys, types
-for name, folder in (("posttrain_verifiers", sys.argv[1]), ("posttrain_verifiers.sandbox", sys.argv[2])):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
-from posttrain_verifiers.sandbox import zygote
-zygote.main(int(sys.argv[3]), int(sys.argv[4]))
-"""
-"""Packages without their contents, so that the process holds nothing but what it needs."""
 MOST_IDLE = 4
 """Cells that are kept for later programs."""
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
-"""Of the warm process; a program's is empty. The seed is fixed, so a set is printed in the same order each time."""
-_WAYS_OUT = {
-    "Python": "the interpreter must start by itself",
-    "/proc": "mount /proc",
-    "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
-    "namespaces": "allow user namespaces: sysctl user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1"
-    " where there is one; in a container, a seccomp profile that lets unshare through",
-    "user mapping": "run as an ordinary user, or as root with CAP_SETUID and CAP_SETGID",
-    "root": "allow mounts in a user namespace: sysctl kernel.apparmor_restrict_unprivileged_userns=0 where there is"
-    " one; in a container, an AppArmor profile that lets mount through",
-}
-
 _Shape = tuple[int, int, int]
 """What a cell is made for: memory, processes and disk of its limits."""
 
@@ -76,14 +51,14 @@ class Sandbox:
         self._closed = False
         self._owner = os.getpid()
         self._idle: list[tuple[_Shape, Cell]] = []
-        self._control, self._process = _start()
+        self._control, self._process = start()
 
     def run(self, source: str, stdin: str = "", limits: Limits | None = None) -> Ended:
         """How a whole program ended that was given this stdin, as `__main__`, and what it wrote.
 
         The verdict is the caller's: `code` is what the program wants it to be.
         """
-        request = values.dumps(["", "run", source])
+        request = marshal.dumps(("", "run", source))
         program = self._program(limits or self.limits, request, 0, stdin)
         try:
             return program.wait()
@@ -145,7 +120,7 @@ class Sandbox:
             left = memoryview(frames.framed(request))
             left = left[channel.send(left[: 1 << 16], socket.MSG_DONTWAIT) :]
             if stdin is not None:
-                given.append(_readable(stdin.encode("utf-8", "surrogatepass")))
+                given.append(readable(stdin.encode("utf-8", "surrogatepass")))
             cell = self._started(limits, given)
         except BaseException:
             channel.close()
@@ -186,7 +161,7 @@ class Sandbox:
                 if self._control is used:
                     self._process.kill()
                     self._stop()
-                    self._control, self._process = _start()
+                    self._control, self._process = start()
             return self._fork(shape)
 
     def _fork(self, shape: _Shape) -> Cell:
@@ -199,7 +174,7 @@ class Sandbox:
             if not reply:
                 raise EOFError
             if not descriptors:
-                raise SandboxUnavailableError(_described(json.loads(reply)))
+                raise SandboxUnavailableError(described(json.loads(reply)))
         except BaseException:
             ours.close()
             raise
@@ -218,94 +193,3 @@ class Sandbox:
             if kept:
                 self._idle.append((shape, cell))
         return kept
-
-
-def _readable(text: bytes) -> int:
-    """A descriptor to read this from, like a file that was redirected."""
-    written = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    try:
-        left = memoryview(text)
-        while left:
-            left = left[os.write(written, left) :]
-        return os.open(f"/proc/self/fd/{written}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(written)
-
-
-def _start() -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    if not sys.platform.startswith("linux"):
-        raise SandboxUnavailableError("programs are isolated with Linux namespaces only; run on Linux")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    owner = os.pidfd_open(os.getpid())
-    with tempfile.TemporaryFile() as words, theirs:
-        command = [sys.executable, "-S", "-s", "-P", "-B", "-c", _START, str(_PACKAGE.parent), str(_PACKAGE)]
-        try:
-            process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(owner)],
-                pass_fds=(theirs.fileno(), owner),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=words,
-                env=ENVIRONMENT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            raise SandboxUnavailableError(_described({"missing": "Python", "reason": str(error)})) from None
-        finally:
-            os.close(owner)
-        theirs.close()
-        try:
-            _get_ready(ours, process)
-        except BaseException as error:
-            ours.close()
-            process.kill()
-            process.wait()
-            words.seek(0)
-            if isinstance(error, EOFError | ConnectionError):
-                last = words.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise SandboxUnavailableError(_described({"missing": "Python", "reason": "".join(last)})) from None
-            raise
-    return ours, process
-
-
-def _get_ready(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
-    control.settimeout(START_LIMIT)
-    said: dict[str, Any] = {}
-    while "ready" not in said:
-        try:
-            text = control.recv(1 << 16)
-        except TimeoutError:
-            raise SandboxUnavailableError(_described({"missing": "Python", "reason": "no answer"})) from None
-        if not text:
-            raise EOFError
-        said = json.loads(text)
-        if "missing" in said:
-            raise SandboxUnavailableError(_described(said))
-        if "unshared" in said:
-            _map_user(process.pid)
-            control.send(b"mapped")
-    control.settimeout(None)
-
-
-def _map_user(pid: int) -> None:
-    """Let the first user of the process's namespace be nobody, or who we are where we are not root."""
-    folder = Path(f"/proc/{pid}")
-    try:
-        if os.geteuid() == 0:
-            # Its own user comes second: it makes the mounts, and is then given up.
-            for name in ("uid_map", "gid_map"):
-                (folder / name).write_text("0 65534 1\n1 0 1\n")
-        else:
-            (folder / "setgroups").write_text("deny")
-            (folder / "uid_map").write_text(f"0 {os.geteuid()} 1\n")
-            (folder / "gid_map").write_text(f"0 {os.getegid()} 1\n")
-    except OSError as error:
-        raise SandboxUnavailableError(_described({"missing": "user mapping", "reason": str(error)})) from None
-
-
-def _described(said: dict[str, str]) -> str:
-    way_out = _WAYS_OUT.get(said["missing"], "see the reason")
-    return (
-        f"no isolation for programs here: {said['missing']} is missing ({said['reason']}); {way_out}. Nothing was run."
-    )
