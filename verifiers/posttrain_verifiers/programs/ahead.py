@@ -9,9 +9,8 @@ waits for the answers to all others where one of its arguments is what one of th
 from __future__ import annotations
 
 import ast
-import copy
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -25,10 +24,7 @@ _OPERATIONS: dict[type[ast.operator], Any] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_PLAIN = (
-    *(ast.Compare, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Constant, ast.keyword),
-    *(ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
-)
+_PLAIN = (ast.Compare, ast.BinOp, ast.UnaryOp)
 """Nodes of which every part is evaluated, in the order in which `ast` has them, if there is but one comparison."""
 
 
@@ -106,69 +102,83 @@ class _Finder:
     def __init__(self, theirs: Mapping[str, str], free: Collection[str]) -> None:
         self.theirs, self.free = theirs, free
         self.calls: list[Call] = []
+        self.found: list[Call] = []
+        self.due: set[str] = set()
+        """Of the statement that is looked at: its calls, and constants that may be due."""
 
     def replaced(self, node: ast.stmt) -> tuple[ast.stmt, list[Call], set[str]] | None:
         """The statement with numbers in the place of its calls, these, and constants that may be due; None where it
         makes calls that cannot be asked for ahead, or may.
         """
-        if isinstance(node, ast.Import | ast.ImportFrom | ast.Pass):
-            return node, [], set()
-        if not isinstance(node, ast.Assert | ast.Expr | ast.Assign) or not self.is_harmless(node):
-            return None
-        node = copy.deepcopy(node)
-        where: ast.expr = node.test if isinstance(node, ast.Assert) else node.value
-        swap = _Swap(self.theirs, len(self.calls))
+        self.found, self.due = [], set()
         try:
-            changed = swap.visit(where)
-        except ValueError:
+            return self.statement(node), self.found, self.due
+        except (ValueError, TypeError, RecursionError, MemoryError):
             return None
+
+    def statement(self, node: ast.stmt) -> ast.stmt:
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Pass):
+            return node
         if isinstance(node, ast.Assert):
             # Its message is told to nobody, and may call the program.
-            node.test, node.msg = changed, None
-        else:
-            node.value = changed
-        words = {text for value in _constants(changed) for text in text_of(value)}
-        return ast.fix_missing_locations(node), swap.calls, words
+            return ast.copy_location(ast.Assert(self.straight(node.test), None), node)
+        if isinstance(node, ast.Expr):
+            return ast.copy_location(ast.Expr(self.straight(node.value)), node)
+        if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
+            return ast.copy_location(ast.Assign(node.targets, self.straight(node.value), None), node)
+        raise ValueError("another statement")
 
-    def is_harmless(self, node: ast.Assert | ast.Expr | ast.Assign) -> bool:
-        if isinstance(node, ast.Assign) and not all(isinstance(target, ast.Name) for target in node.targets):
-            return False
-        return self.is_straight(node.test if isinstance(node, ast.Assert) else node.value)
-
-    def is_straight(self, node: ast.AST) -> bool:
-        """Whether all of it is evaluated, once, and calls nothing that could call the program but the program."""
-        if isinstance(node, ast.Name):
-            return node.id not in self.theirs
-        if isinstance(node, ast.Attribute):
-            return isinstance(node.value, ast.Name) and node.value.id in self.free
+    def straight(self, node: Any) -> Any:
+        """The node with numbers in the place of calls. Raises ValueError unless all of it is evaluated, once, and calls
+        nothing that could call the program but the program.
+        """
         if isinstance(node, ast.Call):
-            target = node.func
-            ours = isinstance(target, ast.Name) and (target.id in self.theirs or target.id in self.free)
-            if not ours and not (isinstance(target, ast.Attribute) and self.is_straight(target)):
-                return False
-            return all(map(self.is_straight, [*node.args, *node.keywords]))
-        if isinstance(node, ast.Compare) and len(node.ops) > 1:
-            return False
-        return isinstance(node, _PLAIN) and all(map(self.is_straight, ast.iter_child_nodes(node)))
+            return self.call(node)
+        if isinstance(node, ast.Constant | ast.List | ast.Tuple | ast.Set | ast.Dict):
+            try:
+                self.due.update(text_of(ast.literal_eval(node)))
+            except ValueError:
+                return self.parts(node)
+            return node
+        if isinstance(node, ast.Name):
+            if node.id in self.theirs:
+                raise ValueError("the program's name, not called")
+            return node
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id in self.free):
+                raise ValueError("part of what may be the program's")
+            return node
+        if not isinstance(node, _PLAIN) or (isinstance(node, ast.Compare) and len(node.ops) > 1):
+            raise ValueError("a part that may not be evaluated")
+        return self.parts(node)
 
+    def parts(self, node: Any) -> Any:
+        """A copy with every part seen to."""
+        made = type(node)()
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                value = [self.straight(part) if isinstance(part, ast.expr) else part for part in value]
+            elif isinstance(value, ast.expr):
+                value = self.straight(value)
+            setattr(made, name, value)
+        return ast.copy_location(made, node)
 
-class _Swap(ast.NodeTransformer):
-    """Puts numbers in the place of calls with constant arguments; ValueError for any other."""
-
-    def __init__(self, theirs: Mapping[str, str], first: int) -> None:
-        self.theirs, self.first = theirs, first
-        self.calls: list[Call] = []
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if not (isinstance(node.func, ast.Name) and node.func.id in self.theirs):
-            return self.generic_visit(node)
+    def call(self, node: ast.Call) -> ast.expr:
+        target = node.func
+        name = target.id if isinstance(target, ast.Name) else ""
+        if name not in self.theirs:
+            if name not in self.free and not isinstance(target, ast.Attribute):
+                raise ValueError("a function of the tests")
+            words = [ast.keyword(word.arg, self.straight(word.value)) for word in node.keywords]
+            made = ast.Call(self.straight(target), [self.straight(part) for part in node.args], words)
+            return ast.fix_missing_locations(ast.copy_location(made, node))
         args = tuple(map(_value, node.args))
         keywords = {word.arg: _value(word.value) for word in node.keywords if word.arg}
         if len(keywords) < len(node.keywords):
-            raise ValueError("two words of one name, or a mapping")
-        self.calls.append(Call(self.theirs[node.func.id], args, keywords))
-        number = ast.Constant(self.first + len(self.calls) - 1)
-        return ast.Call(ast.Name(ANSWER, ast.Load()), [number], [])
+            raise ValueError("a mapping of words")
+        self.found.append(Call(self.theirs[name], args, keywords))
+        number = ast.Constant(len(self.calls) + len(self.found) - 1)
+        return ast.fix_missing_locations(ast.copy_location(ast.Call(ast.Name(ANSWER, ast.Load()), [number], []), node))
 
 
 def _value(node: ast.expr) -> Any:
@@ -182,19 +192,3 @@ def _value(node: ast.expr) -> Any:
         return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
     except (TypeError, ArithmeticError) as error:
         raise ValueError(str(error)) from None
-
-
-def _constants(node: ast.AST) -> Iterator[Any]:
-    """The largest parts of a statement that are constants."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == ANSWER:
-        return
-    if isinstance(node, ast.expr):
-        try:
-            value = ast.literal_eval(node)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            pass
-        else:
-            yield value
-            return
-    for inner in ast.iter_child_nodes(node):
-        yield from _constants(inner)

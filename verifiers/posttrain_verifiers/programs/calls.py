@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
@@ -182,7 +182,8 @@ def check_tests(prompt: str, entry_point: str, test: str) -> CallTests:
         raise BrokenTestsError("test defines no check(candidate)")
     before = [n for n in body if n is not check and not _calls(n, "check")]
     statements: Sequence[ast.stmt] = check.body
-    if check.args.args[0].arg != _CANDIDATE or any(isinstance(n, ast.Return | ast.Yield) for n in _own(check)):
+    leaves = "return" in test or "yield" in test
+    if check.args.args[0].arg != _CANDIDATE or (leaves and any(map(_leaves, _own(check)))):
         before, statements = [*before, check], _parsed(f"check({_CANDIDATE})", "test")
     trusted = [*_trusted_prompt(prompt), *before]
     return _tests(trusted, statements, frozenset({entry_point}), candidate=entry_point, prompt=prompt)
@@ -206,11 +207,12 @@ def _tests(
     trusted: Sequence[ast.stmt], statements: Sequence[ast.stmt], known: frozenset[str], **fields: Any
 ) -> CallTests:
     """The tests compiled, every name in them given its source. `known` is of the program whatever else says so."""
-    compiled = tuple(map(_statement, statements))
-    if not any(s.counts for s in compiled):
+    named = [(node, Names.of(node)) for node in statements]
+    if not any(_counts(node) for node in statements):
         raise BrokenTestsError("there are none")
-    tests = Names.union(s.names for s in compiled)
-    whole = Names.union([tests, *map(Names.of, trusted)])
+    tests = Names.union(names for _, names in named)
+    before = [(node, Names.of(node)) for node in trusted]
+    whole = Names.union([tests, *(names for _, names in before)])
     bound = whole.bound | {_CANDIDATE} if fields.get("candidate") else whole.bound
     free = whole.read - bound - _BUILTINS
     modules = free & (whole.bases - whole.called - whole.values) & sys.stdlib_module_names - known
@@ -221,24 +223,23 @@ def _tests(
         if len(theirs) != 1:
             raise BrokenTestsError("they name nothing that the program could define")
     fetched = whole.values & theirs - known
-    codes = tuple(map(_compiled, trusted))
     own = {name: name for name in theirs} | ({_CANDIDATE: fields["candidate"]} if fields.get("candidate") else {})
     # What comes before the tests may not call the program after it was asked for theirs.
-    early = Names.union(Names.of(node) for node in trusted if not isinstance(node, SCOPES)).read & set(theirs)
+    early = any(names.read & set(theirs) for node, names in before if not isinstance(node, SCOPES))
     ahead = NOTHING if fetched or early else Ahead.of(statements, own, (_BUILTINS - whole.bound - set(own)) | modules)
-    compiled = (
-        tuple(replace(s, code=_compiled(node)) for s, node in zip(compiled, ahead.statements, strict=False))
-        + compiled[len(ahead.statements) :]
+    run = [*ahead.statements, *statements[len(ahead.statements) :]]
+    compiled = tuple(
+        Statement(_compiled(code), node, _counts(node), names) for code, (node, names) in zip(run, named, strict=True)
     )
-    return CallTests(
-        codes, compiled, frozenset(theirs - fetched), frozenset(fetched), frozenset(modules), ahead, **fields
-    )
+    codes, called = tuple(map(_compiled, trusted)), frozenset(theirs - fetched)
+    return CallTests(codes, compiled, called, frozenset(fetched), frozenset(modules), ahead, **fields)
 
 
-def _statement(node: ast.stmt) -> Statement:
+def _counts(node: ast.stmt) -> bool:
+    """Whether a statement is a test; others prepare tests."""
     prepares = isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Import | ast.ImportFrom | ast.Pass)
     words = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return Statement(_compiled(node), node, not (prepares or words or isinstance(node, SCOPES)), Names.of(node))
+    return not (prepares or words or isinstance(node, SCOPES))
 
 
 def _parsed(source: str, column: str) -> list[ast.stmt]:
@@ -268,6 +269,10 @@ def _trusted_prompt(prompt: str) -> list[ast.stmt]:
 def _calls(node: ast.stmt, name: str) -> bool:
     value = node.value if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == name
+
+
+def _leaves(node: ast.AST) -> bool:
+    return isinstance(node, ast.Return | ast.Yield)
 
 
 def _own(function: ast.FunctionDef) -> Iterator[ast.AST]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+_NAMELESS = (ast.Constant, ast.expr_context, ast.operator, ast.unaryop)
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -26,7 +28,7 @@ class Names:
         """One walk, parents before children, so that a name's role is known when it is met."""
         found = cls()
         roles: dict[int, set[str]] = {}
-        for inner in ast.walk(node):
+        for inner in _walked(node):
             if isinstance(inner, ast.Name):
                 found._add(inner, roles)
             elif isinstance(inner, ast.Call):
@@ -58,3 +60,17 @@ class Names:
     def _add(self, name: ast.Name, roles: dict[int, set[str]]) -> None:
         where = roles.get(id(name), self.values) if isinstance(name.ctx, ast.Load) else self.bound
         where.add(name.id)
+
+
+def _walked(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and all below it but constants, parents before children."""
+    waiting = deque([node])
+    while waiting:
+        inner = waiting.popleft()
+        yield inner
+        for name in inner._fields:
+            value = getattr(inner, name, None)
+            if type(value) is list:
+                waiting.extend(part for part in value if type(part) is not ast.Constant and isinstance(part, ast.AST))
+            elif isinstance(value, ast.AST) and not isinstance(value, _NAMELESS):
+                waiting.append(value)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,10 +83,9 @@ class ValueTests:
             ahead = self._ahead(source)
             with sandbox.open(source, limits, ahead.rounds.get(0, Calls())) as session:
                 program = Program(session, ahead)
-                asked = None if ahead.calls else getattr(program.call(_METHODS, (), {}), self.name)
-                for number, (given, due) in enumerate(self.cases, 1):
-                    ask = functools.partial(asked, *given) if asked else functools.partial(program.answer, number - 1)
-                    problem = self._problem(program, ask, due)
+                method = None if ahead.calls else getattr(program.call(_METHODS, (), {}), self.name)
+                for number in range(1, self.total + 1):
+                    problem = self._problem(program, method, number - 1)
                     passed += not problem
                     if problem and not first:
                         first = f"test {number} of {self.total}: {problem}"
@@ -111,9 +109,11 @@ class ValueTests:
             return Ahead(calls, (), in_rounds(calls, [text_of(due) for _, due in self.cases], True))
         return NOTHING
 
-    def _problem(self, program: Program, ask: Callable[[], Any], due: Any) -> str:
+    def _problem(self, program: Program, method: Any, number: int) -> str:
+        """`method`: what is called, where the calls are not asked for ahead."""
+        given, due = self.cases[number]
         try:
-            value = ask()
+            value = program.answer(number) if method is None else method(*given)
         except RaisedError as error:
             return cut(f"{error.kind}: {error.message}")
         except LostError:
