@@ -7,17 +7,19 @@ import asyncio
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.recipe import Hardware, Sampler
-from posttrain.rollout.server.launch import Server
+from posttrain.rollout.server import ServerOptions
+from posttrain.rollout.server.launch import DEFAULT, Server
 from posttrain.rollout.server.proxy import listen, require_token
 from posttrain.rollout.server.replica import Address, Replica
 from posttrain.rollout.vllm import EngineOptions
 
 
-def options() -> argparse.Namespace:
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m posttrain.rollout.server", description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model that is trained: config, weights, tokenizer")
     parser.add_argument("--host", default="127.0.0.1", help="where the proxy listens; 0.0.0.0 for other machines")
@@ -30,10 +32,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--start-timeout", type=float, default=600.0, metavar="SECONDS")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-async def serve(asked: argparse.Namespace, token: str) -> None:
+async def serve(asked: argparse.Namespace, token: str, settings: ServerOptions = DEFAULT) -> None:
     """Until the server ends. Raises ModelError with the end of its log."""
     sampler = Sampler(
         tensor_parallel=asked.tensor_parallel,
@@ -43,7 +45,7 @@ async def serve(asked: argparse.Namespace, token: str) -> None:
     )
     hardware = Hardware(device=asked.device, dtype=asked.dtype, sampler=sampler)
     engine = EngineOptions(asked.device, asked.dtype, asked.max_length, hardware)
-    server = Server(asked.model, engine)
+    server = Server(asked.model, engine, options=settings)
     replica = Replica(Address(server.url), server)
     try:
         # A port that is taken is known before the engine is loaded.
@@ -61,8 +63,8 @@ async def serve(asked: argparse.Namespace, token: str) -> None:
         server.close()
 
 
-def main() -> int:
-    asked = options()
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = options(arguments)
     try:
         token = os.environ.get("POSTTRAIN_TOKEN")
         if token is None:
