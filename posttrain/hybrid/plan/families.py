@@ -114,7 +114,9 @@ class Architecture:
     vocabulary: int
     experts: int = 0
     tied: bool = False
-    """The engine's head is its embedding: one storage, so a head is never sent."""
+    """The engine's head is its embedding: one storage, so a head is never sent. vLLM unties it, whatever the config
+    says, where the checkpoint it is started from has a head of its own that differs from the embedding.
+    """
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Architecture:

@@ -42,7 +42,9 @@ class Round:
     load: Load
 
     def messages(self, source: int | None = None, destination: int | None = None) -> list[Message]:
-        """All messages, local ones too, or those of one training rank, one engine rank, or a pair; by their ends."""
+        """All messages, or those of one training rank, one engine rank, or a pair; by their ends. What stays in a
+        process is one too (`local`): it is in the answers for both ends.
+        """
         moves: dict[Pair, list[Move]] = defaultdict(list)
         local: dict[Pair, bool] = {}
         for shipment, (part, parts) in self.shares:
