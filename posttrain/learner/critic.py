@@ -36,7 +36,7 @@ class Critic:
         self.head.to(torch.promote_types(self.head.weight.dtype, torch.float32))
         self.reader = Reader(model)
         if self.own:
-            sharding.place(self.reader, apart=[self.head.weight])
+            sharding.place(self.reader, apart=list(self.head.parameters()))
         trained = any(p.requires_grad for p in model.parameters())
         changes = {"learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
         settings_of_step = optimizer.model_copy(update=changes)

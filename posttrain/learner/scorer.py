@@ -63,7 +63,7 @@ class ScorerLearner:
             ranks=self.sharding.world.size,
         )
         self.reader = Reader(model)
-        self.sharding.place(self.reader, apart=[self.head.weight])
+        self.sharding.place(self.reader, apart=list(self.head.parameters()))
         self.stepper = Stepper(model, optimizer, total_updates, self.sharding, "reward model")
         self.version = 0
 

@@ -32,11 +32,16 @@ class Reader(nn.Module):
 class Sharding(Protocol):
     """One way to lay a model over the ranks."""
 
-    world: World
-    lockstep: bool
-    """Whether all ranks must make the same number of passes, as each pass is a collective."""
-    scale: float
-    """What a rank's loss is multiplied with, so that gradients add up over the ranks rather than average."""
+    @property
+    def world(self) -> World: ...
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all ranks must make the same number of passes, as each pass is a collective."""
+
+    @property
+    def scale(self) -> float:
+        """What a rank's loss is multiplied with, so that gradients add up over the ranks rather than average."""
 
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
         """Lay the parameters out, those `apart` whole on every rank. Called once, before an optimiser knows them."""

@@ -40,8 +40,12 @@ class Stepper:
         self, module: nn.Module, settings: Optimizer, total_updates: int, sharding: Sharding, what: str = "policy"
     ) -> None:
         self.masters, self.settings, self.what, self.sharding = Masters(module), settings, what, sharding
+        # Shards and whole tensors are not stepped, nor their norms stacked, in one operation.
+        masters = self.masters.parameters
+        parts = [[p for p in masters if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
+        self._parts = [part for part in parts if part]
         self.optimizer = torch.optim.AdamW(
-            self.masters.parameters,
+            [{"params": part} for part in self._parts],
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.epsilon,
@@ -74,10 +78,7 @@ class Stepper:
 
     def _clipped(self) -> float:
         """Scale gradients down to the limit; their norm before."""
-        present = [p for p in self.masters.parameters if p.grad is not None]
-        # Shards and whole tensors cannot be stacked.
-        parts = [[p for p in present if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
-        parts = [part for part in parts if part]
+        parts = [present for part in self._parts if (present := [p for p in part if p.grad is not None])]
         norms = [full(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         for part in parts:
@@ -133,8 +134,11 @@ class Stepper:
                 moments = {kind: state.tensors[f"{kind}/{name}"].clone() for kind in MOMENTS}
                 self.optimizer.state[parameter] = {"step": step, **moments}
         self.masters.publish()
-        self.scheduler.load_state_dict(state.numbers["scheduler"])
-        rates = self.scheduler.get_last_lr()
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        # Parts share one schedule; how many there are is the strategy's.
+        count = len(self._parts)
+        found = state.numbers["scheduler"].items()
+        schedule = {k: v[:1] * count if isinstance(v, list) else v for k, v in found}
+        self.scheduler.load_state_dict(schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.scheduler.get_last_lr()[0]
         self.updates = state.numbers["updates"]

@@ -28,7 +28,8 @@ class Request:
 class Sampler(Protocol):
     """An engine. `version` names the weights it holds; None until a complete set has arrived, and then it refuses."""
 
-    version: int | None
+    @property
+    def version(self) -> int | None: ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         """One Rollout per request, in order. Raises SyncError when the weights are incomplete."""

@@ -1,0 +1,116 @@
+"""The same recipe on two ranks: the same run, whatever the strategy; a rank that dies or a signal ends it in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.metrics import RunFolder
+from tests.runs import ROOT, command, metrics, prepare, run
+
+STEPS = {"steps": 4, "save_every": 2}
+
+
+def recipe(folder: Path, strategy: str, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    learner = {"strategy": strategy, "processes": 1 if strategy == "single" else 2, "micro_batch_tokens": 256}
+    hardware = {"learner": learner, "patience": 120.0}
+    return prepare(folder, **{"hardware": hardware, "run": STEPS, **changes})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run("train", recipe(folder, "single"), "--quiet")
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_on_two_ranks_is_the_run_on_one(alone: Path, tmp_path: Path, strategy: str) -> None:
+    said = run("train", recipe(tmp_path, strategy), "--quiet").stdout
+    assert "2 ranks" in said
+    assert said.count("starting the learner") == 1
+    one, two = metrics(alone / "run"), metrics(tmp_path / "run")
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
+    # The first step's responses are drawn from the same weights, the later ones from weights a rounding apart.
+    for name in ("eval/accuracy", "reward/mean", "rollout/length_mean"):
+        assert [line.get(name) for line in two] == pytest.approx([line.get(name) for line in one])
+    assert RunFolder(tmp_path / "run").checkpoints() == [2, 4]
+
+
+def test_another_number_of_ranks_goes_on_where_one_process_stopped(alone: Path, tmp_path: Path) -> None:
+    run("train", recipe(tmp_path, "single", run={"steps": 2, "save_every": 2}), "--quiet")
+    assert "continuing" in run("train", recipe(tmp_path, "fsdp2"), "--quiet").stdout
+    one, two = metrics(alone / "run"), metrics(tmp_path / "run")
+    assert two[-1] == pytest.approx(one[-1], rel=1e-3, abs=1e-4)
+
+
+def started(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("train", path, "--quiet"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def until_steps(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    file, until = folder / "run" / "metrics.jsonl", time.monotonic() + 300
+    while not file.exists() or len(file.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
+    """Process ids of the ranks, by rank."""
+    out = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        out |= {int(e.partition(b"=")[2]): int(child) for e in environment if e.startswith(b"RANK=")}
+    return out
+
+
+def test_a_rank_that_is_killed_ends_the_run_by_its_name_and_phase(tmp_path: Path) -> None:
+    process = started(recipe(tmp_path, "ddp", run={"steps": 500, "save_every": 2}))
+    try:
+        until_steps(process, tmp_path, 4)
+        ranks = ranks_of(process)
+        os.kill(ranks[1], signal.SIGKILL)
+        at = time.monotonic()
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert time.monotonic() - at < 45
+    assert process.returncode == 1
+    assert re.search(r"rank 1 was killed by SIGKILL while (learning|generating|publishing|saving)", said), said
+    assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
+    # What was saved before is whole: the run goes on from it.
+    assert RunFolder(tmp_path / "run").checkpoints()
+
+
+def test_sigterm_saves_the_step_and_ends_every_rank(tmp_path: Path) -> None:
+    process = started(recipe(tmp_path, "ddp", run={"steps": 500, "save_every": 0}))
+    try:
+        until_steps(process, tmp_path, 2)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, said
+    (step,) = RunFolder(tmp_path / "run").checkpoints()
+    assert f"step {step} is saved" in said
+    assert metrics(tmp_path / "run")[-1]["step"] == step
+
+
+def test_a_world_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
+    done = run("train", recipe(tmp_path, "single", hardware={"learner": {"processes": 2}}), check=False)
+    assert done.returncode == 1
+    assert "hardware.learner.processes: 2" in done.stderr
+    assert "ddp" in done.stderr
