@@ -107,7 +107,10 @@ REASONS: dict[str, list[Reason]] = {
     "length_constraints:nth_paragraph_first_word": [("numbers empty paragraphs, too", empty_before)],
     "detectable_content:number_placeholders": [("counts empty ones", found(r"\[[\[\s]*\]"))],
     "detectable_content:postscript": [
-        ("takes a P.P.S. for a P.S., and the end of another word", found(r"(?:\w|\bp\.\s?)p\.\s?(?:p\.\s?)?s", re.IGNORECASE)),
+        (
+            "takes a P.P.S. for a P.S., and the end of another word",
+            found(r"(?:\w|\bp\.\s?)p\.\s?(?:p\.\s?)?s", re.IGNORECASE),
+        ),
         ("takes one with nothing behind it", found(r"p\.\s?(?:p\.\s?)?s\.?\W*\Z", re.IGNORECASE)),
     ],
     "detectable_format:number_bullet_lists": [
