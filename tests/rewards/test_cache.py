@@ -49,9 +49,7 @@ def settings(**fields: Any) -> Grading:
     return Grading(**{"workers": 1, "retries": 0, "max_failure_rate": 1.0, "timeout": 20.0} | fields)
 
 
-def verdicts_of(
-    grader: Grader, texts: Sequence[str], columns: Mapping[str, Any]
-) -> tuple[tuple[Verdict, ...], float]:
+def verdicts_of(grader: Grader, texts: Sequence[str], columns: Mapping[str, Any]) -> tuple[tuple[Verdict, ...], float]:
     (verdicts,) = grader.grade([(Prompt("p", (1,), "", columns), [roll(text) for text in texts])])
     return verdicts, grader.cached / grader.asked
 
