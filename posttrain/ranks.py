@@ -98,4 +98,6 @@ def connected(device: str, patience: float) -> Iterator[World]:
         world.wait()
     finally:
         faulthandler.cancel_dump_traceback_later()
-        dist.destroy_process_group()
+        # An engine in this process has groups of its own, and leaves all of them when the process ends.
+        if "vllm" not in sys.modules:
+            dist.destroy_process_group()

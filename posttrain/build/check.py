@@ -11,6 +11,7 @@ from typing import TypeVar
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.build.equations import equations
+from posttrain.build.layouts import layout_mistakes
 from posttrain.build.purpose import greedy_pairs, only_evaluates, time_limits, trains
 from posttrain.build.wants import new_tokens, wanted
 from posttrain.data.rows import columns_of
@@ -97,7 +98,7 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
     if algorithm:
         mistakes += _pairwise(recipe, algorithm, signatures)
     mistakes += greedy_pairs(recipe, signatures) + time_limits(recipe, signatures)
-    mistakes += _machine(recipe, algorithm)
+    mistakes += layout_mistakes(recipe, location) + _machine(recipe, algorithm)
     if mistakes:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
     said = tuple(equations(recipe, algorithm)) if algorithm else ()
@@ -271,7 +272,4 @@ def _machine(recipe: Recipe, algorithm: Algorithm | None) -> list[str]:
         mistakes.append(
             "hardware.dtype: float64 is for proofs, and vLLM cannot run it; use rollout.engine: transformers"
         )
-    parallel = recipe.hardware.sampler.tensor_parallel
-    if parallel > 1:
-        mistakes.append(f"hardware.sampler.tensor_parallel: {parallel}, but only 1 works yet")
     return mistakes + missing(recipe.run.sinks)

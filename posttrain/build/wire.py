@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,12 @@ from posttrain.build import companions
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
 from posttrain.build.heading import header
+from posttrain.build.layouts import heads_mistakes
 from posttrain.build.learners import make_learner, make_scorer
 from posttrain.build.machine import device_of
 from posttrain.build.reading import Read
 from posttrain.data.stream import GroupStream, PromptStream
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, RecipeError
 from posttrain.evaluation import Benchmark, evaluate, items
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
@@ -62,6 +64,9 @@ def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sam
     """The engine of `rollout.engine`, holding no weights yet that it would generate from: on several ranks one for
     every `sampler.tensor_parallel` of them.
     """
+    span = recipe.hardware.sampler.tensor_parallel
+    if span > 1 and (wrong := heads_mistakes(json.loads((checkpoint.folder / "config.json").read_text()), span)):
+        raise RecipeError(wrong)
     own = _own_sampler(recipe, checkpoint, max_length)
     world = checkpoint.world
     return own if world.size == 1 else SharedSampler(own, world, recipe.hardware.sampler.tensor_parallel)

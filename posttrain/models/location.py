@@ -7,7 +7,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from posttrain.errors import ModelError
 
@@ -43,10 +43,16 @@ def locate(path: str, key: str = "model.path") -> Location:
 
 def context_length(location: Location) -> int | None:
     """The longest sequence a local folder's config allows; None where it can't be told without loading."""
+    found = config_of(location).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def config_of(location: Location) -> dict[str, Any]:
+    """A local folder's config; empty where it can't be told without loading."""
     if location.kind != "folder" or location.file is None:
-        return None
-    config = json.loads((location.file / "config.json").read_text(encoding="utf-8"))
-    return config.get("max_position_embeddings")
+        return {}
+    found: dict[str, Any] = json.loads((location.file / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _in_package(path: str, key: str) -> Path:

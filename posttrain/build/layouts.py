@@ -1,0 +1,47 @@
+"""Processes, engines and heads that cannot be laid over each other, found without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain.models.location import Location, config_of
+from posttrain.recipe import Recipe
+
+
+def layout_mistakes(recipe: Recipe, location: Location | None) -> list[str]:
+    """What `hardware.learner` and `hardware.sampler` ask of each other and of the model that cannot be."""
+    learner, sampler, key = recipe.hardware.learner, recipe.hardware.sampler, "hardware.sampler.tensor_parallel"
+    span, found = sampler.tensor_parallel, []
+    if span == 1:
+        return []
+    if recipe.rollout.engine != "vllm":
+        found.append(f"{key}: {span}, but rollout.engine: {recipe.rollout.engine} runs in one process; use 1, or vllm")
+    if learner.processes % span and learner.processes > 1:
+        found.append(
+            f"{key}: {span} does not divide hardware.learner.processes: {learner.processes}, whose ranks the engines "
+            "span; make one a multiple of the other"
+        )
+    if learner.strategy == "single":
+        found.append(
+            f"{key}: {span}, but hardware.learner.strategy: single has one process for an engine to span; use ddp or "
+            f"fsdp2 with processes: {span}"
+        )
+    if location is not None:
+        found += heads_mistakes(config_of(location), span)
+    return found
+
+
+def heads_mistakes(config: dict[str, Any], span: int) -> list[str]:
+    """Attention heads are dealt out whole: why `span` ranks cannot have them, and how many could."""
+    text = config.get("text_config") or config
+    heads, shared = text.get("num_attention_heads"), text.get("num_key_value_heads")
+    if not isinstance(heads, int):
+        return []
+    shared = shared if isinstance(shared, int) else heads
+    able = [n for n in range(1, heads + 1) if heads % n == 0 and (shared % n == 0 or n % shared == 0)]
+    if span in able:
+        return []
+    return [
+        f"hardware.sampler.tensor_parallel: {span}, but the model has {heads} attention heads and {shared} of keys and "
+        f"values, which go whole to a rank; use one of: {', '.join(map(str, able))}"
+    ]
