@@ -366,6 +366,15 @@ def solve(x):
             time.sleep(99)
     time.sleep(99)
 if __name__ == '__main__': solve(1)""",
+    "allocates and keeps its parent awake": """
+import os, signal, time
+def solve(x):
+    for _ in range(12):
+        if os.fork() == 0:
+            held = bytearray(60 << 20)
+            time.sleep(99)
+    while True: os.kill(os.getppid(), signal.SIGCHLD)
+if __name__ == '__main__': solve(1)""",
     "fills the disk": """
 import os
 def solve(x):

@@ -57,6 +57,29 @@ def test_a_program_that_is_ended_takes_its_place_along(sandbox: Sandbox) -> None
         assert sandbox.run(LOOK).stdout == "2 [] 0o700\n"
 
 
+def test_a_program_that_keeps_its_parent_awake_is_watched_as_well(sandbox: Sandbox) -> None:
+    source = """
+import os, signal, time
+for _ in range(10):
+    if os.fork() == 0:
+        held = bytearray(50 << 20)
+        time.sleep(99)
+while True: os.kill(1, signal.SIGCHLD)
+"""
+    assert sandbox.run(source, limits=Limits(seconds=60, memory=200 << 20)).how == "memory"
+
+
+def test_a_program_that_closes_its_channel_is_ended_soon(sandbox: Sandbox) -> None:
+    for source in (
+        "import os\ndef f():\n    os.close(3)\n    while True: pass",
+        "import os\nos.close(3)\nwhile True: pass",
+    ):
+        with pytest.raises(ProgramEndedError) as caught, sandbox.open(source) as session:
+            session.call("f")
+        assert caught.value.ended.how == "killed"
+        assert caught.value.ended.seconds < 30
+
+
 def test_a_session_that_is_closed_while_its_program_is_deaf_is_ended(sandbox: Sandbox) -> None:
     source = "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\ndef f(): return 1"
     for _ in range(2):

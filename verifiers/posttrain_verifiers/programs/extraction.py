@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 LONGEST = 100_000
@@ -158,11 +158,13 @@ def _continuation(prompt: str, body: str, entry_point: str) -> Parsed | None:
         return None
     start = prompt.rstrip(" \t")
     best, most = None, 0
-    for source in (
-        prompt + body,
-        f"{start}    {body.lstrip()}",
-        start + textwrap.indent(textwrap.dedent(body), "    "),
-    ):
+    readings: list[Callable[[], str]] = [
+        lambda: prompt + body,
+        lambda: f"{start}    {body.lstrip()}",
+        lambda: start + textwrap.indent(textwrap.dedent(body), "    "),
+    ]
+    for reading in readings:
+        source = reading()
         found = _prefix(source)
         lines = found.source.count("\n") + 1 if found is not None else 0
         if found is not None and lines > most and _has_body(found.tree, entry_point):

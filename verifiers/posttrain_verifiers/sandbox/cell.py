@@ -14,6 +14,7 @@ import itertools
 import os
 import resource
 import struct
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -138,9 +139,11 @@ class _Cell:
                 _complain(self.channel, error)
             if child == 0:
                 self.become(int(request), descriptors)
+            channel, *others = descriptors
+            os.close(channel)
             self.channel.send(self.watch(child).encode())
             # Held until now, so that the owner hears of the end once, and from here.
-            for descriptor in descriptors:
+            for descriptor in others:
                 os.close(descriptor)
 
     def become(self, cpu: int, descriptors: Sequence[int]) -> NoReturn:
@@ -169,10 +172,14 @@ class _Cell:
         """How the program ended: `exited` with its code or minus its signal and whether it left nothing, or `memory`,
         and then it may go on.
         """
+        look = time.monotonic() + TICK
         while True:
-            heard = _signal.sigtimedwait(_CHILD, TICK)
-            if heard is None and tree.holds_more(self.proc, self.memory):
-                return "memory"
+            _signal.sigtimedwait(_CHILD, max(0.0, look - time.monotonic()))
+            # By the clock, since a program may send that signal as well.
+            if time.monotonic() >= look:
+                look += TICK
+                if tree.holds_more(self.proc, self.memory):
+                    return "memory"
             # While the number of the program's process is taken, it is the last one only if there was no other since.
             alone = self.last_number() == child
             # One that is taken in here may be another's child, whose parent has died.

@@ -16,7 +16,7 @@ from posttrain_verifiers.sandbox.limits import Ended, How, Limits, SandboxUnavai
 
 DEAF = 1.0
 """Seconds until a program that closed its channel is ended, where it does not end by itself."""
-LEAVE = 1.0
+LEAVE = 0.1
 """Seconds that a program has to go by itself where its session is closed; then its cell goes too."""
 QUIET = 0.05
 """Seconds in which a program that will go after its last answer is not listened to: they are all there when it went."""

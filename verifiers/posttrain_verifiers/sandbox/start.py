@@ -34,7 +34,13 @@ control, owner, *folders = sys.argv[1:]
 inner.zygote.main(int(control), int(owner), folders)
 """
 """Compiled elsewhere, since what a compiler leaves in memory would be copied for each program."""
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "LC_ALL": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",
+    "LD_BIND_NOW": "1",
+}
 """Of the warm process; a program's is empty. The seed is fixed, so a set is printed in the same order each time."""
 _WAYS_OUT = {
     "Python": "the interpreter must start by itself",
