@@ -114,3 +114,44 @@ def test_a_world_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "hardware.learner.processes: 2" in done.stderr
     assert "ddp" in done.stderr
+
+
+def through_vllm(folder: Path, strategy: str, span: int) -> Path:
+    return recipe(
+        folder,
+        strategy,
+        rollout={"engine": "vllm"},
+        hardware={
+            "learner": {"strategy": strategy, "processes": 1 if strategy == "single" else 2},
+            "sampler": {"tensor_parallel": span, "memory": 0.1},
+            "patience": 240.0,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def engine_alone(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("engine")
+    run("train", through_vllm(folder, "single", 1), "--quiet")
+    return metrics(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "span"),
+    [("fsdp2", 2), *(pytest.param(s, n, marks=pytest.mark.prove) for s, n in (("fsdp2", 1), ("ddp", 2), ("ddp", 1)))],
+)
+def test_an_engine_on_each_rank_or_over_all_of_them_is_the_engine_alone(
+    engine_alone: list[dict[str, Any]], tmp_path: Path, strategy: str, span: int
+) -> None:
+    run("train", through_vllm(tmp_path, strategy, span), "--quiet")
+    found = metrics(tmp_path / "run")
+    for a, b in zip(engine_alone, found, strict=True):
+        for name in {
+            "eval/accuracy",
+            "eval/greedy",
+            "reward/mean",
+            "rollout/length_mean",
+            "learn/grad_norm",
+        } & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=2e-3), name
+        assert b.get("parity/max_abs_gap", 0.0) < 1e-4
