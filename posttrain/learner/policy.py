@@ -26,6 +26,7 @@ from posttrain.learner.layout import lay_out
 from posttrain.learner.logprobs import Chosen, Extras, exact_kl
 from posttrain.learner.references import References
 from posttrain.learner.sharding import Reader, full
+from posttrain.learner.shards import Shards, shards_of
 from posttrain.learner.sharing import read
 from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
 from posttrain.learner.stepper import Stepper
@@ -247,6 +248,10 @@ class PolicyLearner:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from merged_weights(self.model, self._whole)
+
+    def shards(self) -> Shards:
+        """What `weights` yields, as the ranks store it. Raises ModelError where they store something else."""
+        return shards_of(self.model, self.dtype)
 
     def save(self, folder: Path) -> None:
         world = self.sharding.world

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from posttrain.types import Author, Prompt, Rollout, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Piece: TypeAlias = "tuple[str, tuple[slice, ...], Tensor]"
+"""A parameter of the engine as one of its ranks holds it, the region that is brought, and what belongs there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,28 @@ class Sampler(Protocol):
 
     def wake(self) -> None:
         """Be ready to take weights and generate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How an engine's parameters lie over its processes, where each process can fill its own."""
+
+    span: int
+    """Ranks side by side, each with a slice of one engine."""
+    own_head: bool
+    """The output head is a parameter of its own, rather than the embedding."""
+
+
+class Fillable(Protocol):
+    """What a sampler can do beside whose `parts` are known."""
+
+    @property
+    def parts(self) -> Parts | None: ...
+
+    def fill(self, pieces: Iterator[Piece], version: int) -> None:
+        """Take a complete set of pieces of the parameters in this process; `version` counts once each parameter has all
+        its elements. Raises SyncError otherwise. The engine's ranks call it together.
+        """
 
 
 def request_seed(run_seed: int, purpose: str, step: int, prompt_id: str, sample: int) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import cast
 
 from torch import Tensor
 
-from posttrain.rollout import Request, Sampler
+from posttrain.errors import SyncError
+from posttrain.rollout import Fillable, Parts, Piece, Request, Sampler
 from posttrain.rollout.collect import Grades, Groups, Told
+from posttrain.rollout.intake import refusal
 from posttrain.types import Rollout, Sampling, Verdict
 from posttrain.world import World
 
@@ -20,12 +24,18 @@ class SharedSampler:
 
     def __init__(self, own: Sampler, world: World, span: int = 1) -> None:
         self.own, self.world, self.span = own, world, span
+        self._failed = False
 
     @property
     def version(self) -> int | None:
-        return self.own.version
+        return None if self._failed else self.own.version
+
+    @property
+    def parts(self) -> Parts | None:
+        return getattr(self.own, "parts", None)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        refusal(self.version)
         engines = self.world.size // self.span
         first, last = share(len(requests), self.world.rank // self.span, engines)
         drawn = self.own.generate(requests[first:last], sampling) if first < last else []
@@ -33,7 +43,23 @@ class SharedSampler:
         return list(chain.from_iterable(self.world.gather(drawn)[:: self.span]))
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        self._failed = True
         self.own.load(weights, version)
+        self._failed = False
+
+    def fill(self, pieces: Iterator[Piece], version: int) -> None:
+        self._failed, reason = True, None
+        try:
+            cast(Fillable, self.own).fill(pieces, version)
+        except SyncError as error:
+            reason = str(error)
+            # What the other ranks wait for is sent all the same: they are to hear the reason, not to hang.
+            deque(pieces, maxlen=0)
+        told = self.world.gather(reason)
+        wrong = [f"rank {rank}: {each}" for rank, each in enumerate(told) if each is not None]
+        if wrong:
+            raise SyncError("; ".join(wrong))
+        self._failed = False
 
     def sleep(self) -> None:
         self.own.sleep()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import ModelError, ParityError, PosttrainError, TrainingError
 from posttrain.models.checkpoint import expected_weights, stop_tokens
 from posttrain.recipe import Hardware
-from posttrain.rollout import Request
+from posttrain.rollout import Parts, Piece, Request
 from posttrain.rollout.intake import Intake, refusal
 from posttrain.types import FinishReason, Rollout, Sampling
 
@@ -49,6 +49,8 @@ class VllmSampler:
         self.stops = stop_tokens(folder, tokenizer)
         self.engine = _start(folder, options)
         self.engine.init_weight_transfer_engine({"init_info": {}})
+        (own_head,) = set(self.engine.apply_model(_has_own_head))
+        self.parts = Parts(options.hardware.sampler.tensor_parallel, own_head)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         refusal(self.version)
@@ -118,6 +120,14 @@ class VllmSampler:
         self.engine.finish_weight_update(weight_version=str(version))
         self.version = version
 
+    def fill(self, pieces: Iterator[Piece], version: int) -> None:
+        """As `Fillable` says it."""
+        self.version = None
+        self.engine.start_weight_update()
+        self.engine.update_weights({"update_info": {"pieces": pieces}})
+        self.engine.finish_weight_update(weight_version=str(version))
+        self.version = version
+
     def sleep(self) -> None:
         """Free weights and cache on a GPU; a CPU engine has nothing to give back."""
         if self.sleeps and not self.asleep:
@@ -128,6 +138,11 @@ class VllmSampler:
         if self.asleep:
             self.engine.wake_up()
             self.asleep = False
+
+
+def _has_own_head(model: Any) -> bool:
+    # A tied head is named once, as the embedding; vLLM unties it where the checkpoint's own head is another.
+    return any(name == "lm_head.weight" for name, _ in model.named_parameters())
 
 
 def _finish(reason: str | None) -> FinishReason:

@@ -1,4 +1,5 @@
-"""A weight-transfer back end for vLLM that takes tensors from its own process, without a copy on the way.
+"""A weight-transfer back end for vLLM that takes tensors from its own process, without a copy on the way: whole ones
+by their names in the checkpoint, or pieces of this process's parameters.
 
 vLLM's protocol has four phases: init, start, update, finish. Its stock back ends need an accelerator; this one runs
 wherever engine and trainer share a process.
@@ -22,6 +23,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from posttrain.errors import SyncError
+from posttrain.rollout import Piece
+from posttrain.rollout.filling import Filling, places
 
 BACKEND = "posttrain_in_process"
 
@@ -33,9 +36,10 @@ class InProcessInit(WeightTransferInitInfo):
 
 @dataclass
 class InProcessUpdate(WeightTransferUpdateInfo):
-    """The stream itself: (checkpoint name, full tensor)."""
+    """One of the two streams: (checkpoint name, full tensor), or pieces."""
 
-    weights: Iterator[tuple[str, Tensor]]
+    weights: Iterator[tuple[str, Tensor]] | None = None
+    pieces: Iterator[Piece] | None = None
 
 
 class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
@@ -46,8 +50,10 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
     def init_transfer_engine(self, init_info: InProcessInit) -> None:
         # The parameters' names as the engine's model has them: what a complete update must reach.
-        self.parameters = {name for name, _ in self.model.named_parameters()}
+        self.places = places(self.model)
+        self.parameters = set(self.places)
         self.unfinished = False
+        self.filling: Filling | None = None
 
     def start_weight_update(self) -> None:
         if self.unfinished:
@@ -61,6 +67,9 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
     def _finalize(self) -> None:
         with torch.device(self.device):
             finalize_layerwise_reload(self.model, self.model_config)
+        if self.filling is not None:
+            self.filling.end()
+            self.filling = None
         self.unfinished = False
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -69,7 +78,11 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: InProcessUpdate) -> None:
-        self.reached |= self.model.load_weights(update_info.weights) or set()
+        if update_info.pieces is not None:
+            self.filling = Filling(self.places)
+            self.reached |= self.filling(update_info.pieces)
+        if update_info.weights is not None:
+            self.reached |= self.model.load_weights(update_info.weights) or set()
 
     def finish_weight_update(self) -> None:
         self._finalize()

@@ -1,0 +1,102 @@
+"""How a learner's weights reach a sampler: tensor by tensor, whole on every rank, or each rank only what it holds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Literal, Protocol, cast
+
+from torch import Tensor
+
+from posttrain.errors import ModelError, PosttrainError
+from posttrain.hybrid.plan import Architecture, Generation, Training, make_plan
+from posttrain.hybrid.plan import Tensor as Shape
+from posttrain.hybrid.transfer import CAP, Transfer
+from posttrain.learner import Learner
+from posttrain.learner.shards import Shards
+from posttrain.metrics import Report
+from posttrain.rollout import Fillable, Sampler
+from posttrain.world import World
+
+Way = Literal["auto", "planned", "gathered"]
+
+
+class Publishing(Protocol):
+    """Brings the learner's present weights into the sampler, all of them."""
+
+    words: str
+    """What a run's log says about it."""
+
+    def publish(self, learner: Learner, sampler: Sampler) -> Report:
+        """Raises SyncError where the sampler does not hold a complete set afterwards."""
+
+
+class Gathered:
+    """Every tensor is brought together on every rank and streamed into the engine's own loader."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.words = "weights: gathered on every rank" + (f" ({reason})" if reason else "")
+
+    def publish(self, learner: Learner, sampler: Sampler) -> Report:
+        started = time.perf_counter()
+        sampler.load(learner.weights(), learner.version)
+        return Report.sum("sync/seconds", time.perf_counter() - started)
+
+
+class Planned:
+    """Each rank receives what its part of the engine holds and it does not store itself, and nothing else.
+
+    Learner and sampler share the ranks. Raises ModelError, with the reason, where no plan covers them, RecipeError for
+    layouts that cannot be.
+    """
+
+    def __init__(self, learner: Learner, sampler: Sampler, world: World, cap: int = CAP) -> None:
+        shards, parts = _shards(learner), getattr(sampler, "parts", None)
+        if parts is None:
+            raise ModelError("the engine takes whole tensors by their names")
+        sizes = [Shape(name, shape, shards.dtype.itemsize) for name, shape in shards.shapes.items()]
+        plan = make_plan(
+            sizes,
+            replace(Architecture.of(shards.config), tied=not parts.own_head),
+            Training(world.size, shards.layout),
+            Generation(parts.span, world.size // parts.span),
+            shards.ties,
+        )
+        probe: Tensor = shards.local(next(iter(shards.shapes)))
+        self.shards = shards
+        self.transfer = Transfer(plan, world.rank, shards.dtype, probe.device.type, cap)
+        most = max(traffic.received for traffic in plan.traffic())
+        self.words = f"weights: {plan.training} to {plan.generation}, at most {most / 1e6:.1f} MB received by a rank"
+
+    def publish(self, learner: Learner, sampler: Sampler) -> Report:
+        started = time.perf_counter()
+        cast(Fillable, sampler).fill(self.transfer.pieces(self.shards.local), learner.version)
+        return (
+            Report.sum("sync/seconds", time.perf_counter() - started)
+            + Report.sum("sync/bytes_received", self.transfer.received)
+            + Report.sum("sync/bytes_bound", self.transfer.bound)
+        )
+
+
+def _shards(learner: Learner) -> Shards:
+    give = getattr(learner, "shards", None)
+    if give is None:
+        raise ModelError("the learner says nothing of how its tensors are stored")
+    found: Shards = give()
+    return found
+
+
+def choose(way: Way, learner: Learner, sampler: Sampler, world: World) -> Publishing:
+    """`auto` is planned where a plan covers learner and sampler, else gathered, and `words` give the reason. Raises
+    what `Planned` does where it is asked for and cannot be.
+    """
+    if way == "gathered":
+        return Gathered()
+    try:
+        return Planned(learner, sampler, world)
+    except PosttrainError as error:
+        if way == "planned":
+            raise
+        reason = str(error)
+    # Every rank has the same model and layout, and so the same reason.
+    return Gathered(reason)
