@@ -12,10 +12,17 @@ def layout_mistakes(recipe: Recipe, location: Location | None) -> list[str]:
     """What `hardware.learner` and `hardware.sampler` ask of each other and of the model that cannot be."""
     learner, sampler, key = recipe.hardware.learner, recipe.hardware.sampler, "hardware.sampler.tensor_parallel"
     span, found = sampler.tensor_parallel, []
+    if sampler.placement == "servers" and recipe.rollout.engine != "vllm":
+        found.append(
+            f"hardware.sampler.placement: servers, but rollout.engine: {recipe.rollout.engine} cannot run apart; use "
+            "vllm"
+        )
     if span == 1:
-        return []
+        return found
     if recipe.rollout.engine != "vllm":
         found.append(f"{key}: {span}, but rollout.engine: {recipe.rollout.engine} runs in one process; use 1, or vllm")
+    if sampler.placement == "servers":
+        return found + (heads_mistakes(config_of(location), span) if location is not None else [])
     if learner.processes % span and learner.processes > 1:
         found.append(
             f"{key}: {span} does not divide hardware.learner.processes: {learner.processes}, whose ranks the engines "

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from posttrain.build import companions, wire
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
+from posttrain.build.engines import make_sampler
 from posttrain.build.heading import drawing, header, refuse_other
 from posttrain.build.machine import device_of, resolved
 from posttrain.build.measure import figures
@@ -195,7 +196,7 @@ def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int, pa
         with unfinished(partial, drawing(heading, checkpoint.folder, benchmark.at_once)) as kept:
             if kept.responses:
                 notes.print(f"{kept.responses} responses were drawn before, and are read from {partial}", markup=False)
-            sampler = wire.make_sampler(recipe, checkpoint, data.max_length)
+            sampler = make_sampler(recipe, checkpoint, data.max_length)
             model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
             sampler.load(merged_weights(model), step)
             result = measure(sampler, benchmark, kept)

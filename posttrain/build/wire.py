@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,13 +14,13 @@ from posttrain.algorithms.state import RowState, Terms
 from posttrain.build import companions
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
+from posttrain.build.engines import make_sampler
 from posttrain.build.heading import header
-from posttrain.build.layouts import heads_mistakes
 from posttrain.build.learners import make_learner, make_scorer
 from posttrain.build.machine import device_of
 from posttrain.build.reading import Read
 from posttrain.data.stream import GroupStream, PromptStream
-from posttrain.errors import PosttrainError, RecipeError
+from posttrain.errors import PosttrainError
 from posttrain.evaluation import Benchmark, evaluate, items
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
@@ -38,13 +37,12 @@ from posttrain.loops.reference_cache import ReferenceCache
 from posttrain.loops.sampled_kl import SampledKl
 from posttrain.metrics import Report, RunFolder, Sink
 from posttrain.metrics.results import Results, results_path, write
-from posttrain.models.checkpoint import load_policy, load_tokenizer, original_head, stop_tokens
+from posttrain.models.checkpoint import load_tokenizer, original_head
 from posttrain.models.gguf import checkpoint_folder
 from posttrain.recipe import Recipe
 from posttrain.rewards import Grader
-from posttrain.rollout import Sampler
 from posttrain.rollout.collect import Draw, Grades, Ungraded
-from posttrain.rollout.shared import SharedGrader, SharedSampler
+from posttrain.rollout.shared import SharedGrader
 from posttrain.types import Group, Prompt, Sampling
 from posttrain.world import ALONE, World
 
@@ -58,39 +56,6 @@ def open_checkpoint(recipe: Recipe, folder: Path | None = None, world: World | N
     folder = folder or world.shared(lambda: checkpoint_folder(recipe.model.path, recipe.model.revision))
     tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
     return Checkpoint(folder, tokenizer, device_of(recipe), getattr(torch, recipe.hardware.dtype), world)
-
-
-def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
-    """The engine of `rollout.engine`, holding no weights yet that it would generate from: on several ranks one for
-    every `sampler.tensor_parallel` of them.
-    """
-    span = recipe.hardware.sampler.tensor_parallel
-    if span > 1 and (wrong := heads_mistakes(json.loads((checkpoint.folder / "config.json").read_text()), span)):
-        raise RecipeError(wrong)
-    own = _own_sampler(recipe, checkpoint, max_length)
-    world = checkpoint.world
-    return own if world.size == 1 else SharedSampler(own, world, recipe.hardware.sampler.tensor_parallel)
-
-
-def _own_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
-    if recipe.rollout.engine == "vllm":
-        from posttrain.rollout.vllm import EngineOptions, VllmSampler
-
-        options = EngineOptions(
-            device=checkpoint.device,
-            dtype=recipe.hardware.dtype,
-            max_length=max_length,
-            hardware=recipe.hardware,
-            trust_remote_code=recipe.model.trust_remote_code,
-            ranks=checkpoint.world.size,
-        )
-        return VllmSampler(checkpoint.folder, checkpoint.tokenizer, options)
-    from posttrain.rollout.local import LocalSampler
-
-    plain = recipe.model.model_copy(update={"lora": None})
-    model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
-    stops = stop_tokens(checkpoint.folder, checkpoint.tokenizer)
-    return LocalSampler(model, checkpoint.tokenizer, stops, recipe.hardware.sampler.max_sequences)
 
 
 def make_benchmark(recipe: Recipe, held: Sequence[Prompt], grader: Grades) -> Benchmark | None:
@@ -134,7 +99,7 @@ def wired_online(
     recipe = checked.recipe
     with _grading(recipe, checkpoint.world) as grader:
         # The engine first: it decides how this process's threads are bound.
-        sampler = make_sampler(recipe, checkpoint, data.max_length)
+        sampler = make_sampler(recipe, checkpoint, data.max_length, folder.path / "servers")
         learner = make_learner(checked, checkpoint)
         rollout, optimizer, engine = recipe.rollout, recipe.optimizer, Hybrid(learner, sampler)
         sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
@@ -179,7 +144,7 @@ def wired_offline(
     recipe, algorithm = checked.recipe, checked.algorithm
     samples = algorithm.needs.sampler or bool(recipe.rewards and data.held_prompts)
     with _grading(recipe, checkpoint.world) as grader:
-        sampler = make_sampler(recipe, checkpoint, data.max_length) if samples else None
+        sampler = make_sampler(recipe, checkpoint, data.max_length, folder.path / "servers") if samples else None
         learner = make_scorer(checked, checkpoint) if algorithm.needs.scorer else make_learner(checked, checkpoint)
         learning = make_learning(checked, data, checked.graders)
         engine = Hybrid(learner, sampler) if sampler is not None else None

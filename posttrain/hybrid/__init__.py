@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from posttrain.errors import SyncError
 from posttrain.learner import Learner
 from posttrain.metrics import Report
 from posttrain.rollout import Sampler
@@ -20,6 +21,18 @@ class Hybrid:
     def __init__(self, learner: Learner, sampler: Sampler) -> None:
         self.learner, self.sampler = learner, sampler
         self._report = Report()
+        if hasattr(sampler, "republish"):
+            # Engines apart may be lost and start again: they are given the same weights once more.
+            sampler.republish = self._again
+
+    def _again(self, version: int) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a version that was published. Raises SyncError for one that is no longer there."""
+        if version != self.learner.version:
+            raise SyncError(
+                f"an engine was lost that held weights {version}, but the learner has {self.learner.version}; run the "
+                "same command again to go on from the newest checkpoint"
+            )
+        return self.learner.weights()
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Sampler]:
@@ -55,4 +68,6 @@ class Hybrid:
     def take_report(self) -> Report:
         """What publishing cost since this was last asked."""
         report, self._report = self._report, Report()
+        if hasattr(self.sampler, "take_report"):
+            report += self.sampler.take_report()
         return report

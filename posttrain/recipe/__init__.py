@@ -15,6 +15,7 @@ from posttrain.recipe.blocks import (
     Rollout,
     Run,
     Sampler,
+    Servers,
 )
 from posttrain.recipe.load import dump, load, parse
 from posttrain.recipe.policies import Critic, Lora, Model, Reference, ReferencePolicy
@@ -43,6 +44,7 @@ __all__ = [
     "Rollout",
     "Run",
     "Sampler",
+    "Servers",
     "Shot",
     "Since",
     "Source",

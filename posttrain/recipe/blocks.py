@@ -192,9 +192,29 @@ class Learner(Block):
         return self
 
 
+class Servers(Block):
+    """Engines in processes of their own, here or on other machines."""
+
+    addresses: tuple[str, ...] = ()
+    """Of servers that run already, `http://host:port`; none: they are started here."""
+    token_from: str | None = None
+    """The environment variable with what the proxies before them ask for: a token is not written into a recipe."""
+    replicas: PositiveInt = 1
+    """How many are started here."""
+    restarts: int = Field(3, ge=0)
+    """How often in a run those may be started again."""
+    start_timeout: PositiveFloat = 600.0
+    """Seconds until one started here must answer."""
+    answer_timeout: PositiveFloat = 3600.0
+    """Seconds one response may take before its server counts as lost."""
+
+
 class Sampler(Block):
     """The generating side."""
 
+    placement: Literal["colocated", "servers"] = "colocated"
+    """colocated: in the processes that learn; servers: apart from them."""
+    servers: Servers = Servers()
     tensor_parallel: PositiveInt = 1
     memory: float = Field(1.0, gt=0)
     """For the key-value cache: GiB on a CPU; on a GPU, at most 1, the engine's share of the card."""
@@ -202,6 +222,17 @@ class Sampler(Block):
     """Sequences decoded at one time."""
     compile: bool = False
     """Let the engine compile its graph: slower to start, faster to decode."""
+
+    @model_validator(mode="after")
+    def _read(self) -> Sampler:
+        if self.placement == "colocated" and self.servers != Servers():
+            raise ValueError("hardware.sampler.servers: nothing reads it; set placement: servers, or leave it out")
+        if self.servers.addresses and self.servers.replicas > 1:
+            raise ValueError(
+                f"hardware.sampler.servers.replicas: {self.servers.replicas}, but those at addresses run already; "
+                "leave one out"
+            )
+        return self
 
 
 class Hardware(Block):

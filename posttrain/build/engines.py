@@ -1,0 +1,94 @@
+"""Who generates: an engine in each process, one over several of them, or servers apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from posttrain.build.companions import Checkpoint
+from posttrain.build.layouts import heads_mistakes
+from posttrain.errors import RecipeError
+from posttrain.models.checkpoint import load_policy, stop_tokens
+from posttrain.recipe import Recipe
+from posttrain.rollout import Sampler
+from posttrain.rollout.first import FirstRankSampler
+from posttrain.rollout.shared import SharedSampler
+
+
+def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int, logs: Path | None = None) -> Sampler:
+    """The engine of `rollout.engine`, holding no weights yet that it would generate from: on several ranks one for
+    every `sampler.tensor_parallel` of them, or servers that the first rank speaks with. `logs` is where servers started
+    here say what they do.
+
+    Raises RecipeError for heads that do not go round, ModelError for servers that cannot be had.
+    """
+    settings, world = recipe.hardware.sampler, checkpoint.world
+    span = settings.tensor_parallel
+    if span > 1 and (wrong := heads_mistakes(json.loads((checkpoint.folder / "config.json").read_text()), span)):
+        raise RecipeError(wrong)
+    if recipe.rollout.engine == "transformers":
+        own: Sampler = _local(recipe, checkpoint)
+    elif settings.placement == "servers":
+        first = _servers(recipe, checkpoint, max_length, logs) if world.rank == 0 else None
+        return first if first is not None and world.size == 1 else FirstRankSampler(first, world)
+    else:
+        own = _vllm(recipe, checkpoint, max_length)
+    return own if world.size == 1 else SharedSampler(own, world, span)
+
+
+def _vllm(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
+    from posttrain.rollout.vllm import EngineOptions, VllmSampler
+
+    options = EngineOptions(
+        device=checkpoint.device,
+        dtype=recipe.hardware.dtype,
+        max_length=max_length,
+        hardware=recipe.hardware,
+        trust_remote_code=recipe.model.trust_remote_code,
+        ranks=checkpoint.world.size,
+    )
+    return VllmSampler(checkpoint.folder, checkpoint.tokenizer, options)
+
+
+def _servers(recipe: Recipe, checkpoint: Checkpoint, max_length: int, logs: Path | None) -> Sampler:
+    from posttrain.rollout.server import ServerOptions
+    from posttrain.rollout.server.sampler import ServerSampler
+    from posttrain.rollout.vllm import EngineOptions
+
+    settings = recipe.hardware.sampler.servers
+    engine = EngineOptions(
+        device=checkpoint.device,
+        dtype=recipe.hardware.dtype,
+        max_length=max_length,
+        hardware=recipe.hardware,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    token = None
+    if settings.token_from is not None:
+        token = os.environ.get(settings.token_from)
+        if not token:
+            key, name = "hardware.sampler.servers.token_from", settings.token_from
+            raise RecipeError([f"{key}: the environment has no {name}; set it to what the proxies ask for"])
+    options = ServerOptions(
+        urls=settings.addresses,
+        token=token,
+        replicas=settings.replicas,
+        logs=logs,
+        start_timeout=settings.start_timeout,
+        answer_timeout=settings.answer_timeout,
+        restarts=settings.restarts,
+        # Of several ranks none can bring weights together again on its own, when a server is lost between two steps.
+        keep=checkpoint.world.size > 1,
+        sleeps=checkpoint.device == "cuda" and not settings.addresses,
+    )
+    return ServerSampler(checkpoint.folder, checkpoint.tokenizer, engine, options)
+
+
+def _local(recipe: Recipe, checkpoint: Checkpoint) -> Sampler:
+    from posttrain.rollout.local import LocalSampler
+
+    plain = recipe.model.model_copy(update={"lora": None})
+    model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
+    stops = stop_tokens(checkpoint.folder, checkpoint.tokenizer)
+    return LocalSampler(model, checkpoint.tokenizer, stops, recipe.hardware.sampler.max_sequences)
