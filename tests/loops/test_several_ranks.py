@@ -15,6 +15,7 @@ import pytest
 from posttrain.metrics import RunFolder
 from tests.runs import ROOT, command, metrics, prepare, run
 
+FIGURES = {"eval/accuracy", "eval/greedy", "reward/mean", "rollout/length_mean", "learn/grad_norm"}
 STEPS = {"steps": 4, "save_every": 2}
 
 
@@ -155,3 +156,30 @@ def test_an_engine_on_each_rank_or_over_all_of_them_is_the_engine_alone(
         } & a.keys():
             assert b[name] == pytest.approx(a[name], rel=2e-3), name
         assert b.get("parity/max_abs_gap", 0.0) < 1e-4
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("strategy", ["single", "fsdp2"])
+def test_servers_apart_are_the_engine_of_the_process_that_learns(
+    engine_alone: list[dict[str, Any]], tmp_path: Path, strategy: str
+) -> None:
+    path = recipe(
+        tmp_path,
+        strategy,
+        rollout={"engine": "vllm"},
+        hardware={
+            "learner": {"strategy": strategy, "processes": 1 if strategy == "single" else 2},
+            "sampler": {"placement": "servers", "memory": 0.1},
+        },
+    )
+    run("train", path, "--quiet")
+    for a, b in zip(engine_alone, metrics(tmp_path / "run"), strict=True):
+        for name in {
+            "eval/accuracy",
+            "eval/greedy",
+            "reward/mean",
+            "rollout/length_mean",
+            "learn/grad_norm",
+        } & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=2e-3), name
+    assert (tmp_path / "run" / "servers").is_dir()
