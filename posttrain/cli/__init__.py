@@ -10,6 +10,7 @@ import typer
 
 from posttrain.cli.audit import audit
 from posttrain.cli.compare import compare
+from posttrain.cli.plan import plan
 from posttrain.cli.runs import check_command, evaluate, inspect, train
 from posttrain.cli.screen import complain
 from posttrain.cli.table import algorithms, version
@@ -17,7 +18,7 @@ from posttrain.errors import PosttrainError, StoppedError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command("check")(check_command)
-for command in (train, evaluate, compare, inspect, audit, algorithms, version):
+for command in (plan, train, evaluate, compare, inspect, audit, algorithms, version):
     app.command()(command)
 
 

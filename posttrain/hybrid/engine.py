@@ -1,0 +1,73 @@
+"""One pool of devices, two phases. The only place that knows both the learner and the sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from posttrain.errors import SyncError
+from posttrain.learner import Learner
+from posttrain.metrics import Report
+from posttrain.rollout import Sampler
+from posttrain.world import note_phase
+
+
+class Hybrid:
+    """Publishing weights, sleeping and waking happen at the border between the phases, never inside a loop."""
+
+    def __init__(self, learner: Learner, sampler: Sampler) -> None:
+        self.learner, self.sampler = learner, sampler
+        self._report = Report()
+        if hasattr(sampler, "republish"):
+            # Engines apart may be lost and start again: they are given the same weights once more.
+            sampler.republish = self._again
+
+    def _again(self, version: int) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a version that was published. Raises SyncError for one that is no longer there."""
+        if version != self.learner.version:
+            raise SyncError(
+                f"an engine was lost that held weights {version}, but the learner has {self.learner.version}; run the "
+                "same command again to go on from the newest checkpoint"
+            )
+        return self.learner.weights()
+
+    @contextlib.contextmanager
+    def generating(self) -> Iterator[Sampler]:
+        """A sampler that holds the learner's present weights, all of them."""
+        note_phase("publishing weights")
+        self.sampler.wake()
+        if self.sampler.version != self.learner.version:
+            started = time.perf_counter()
+            self.sampler.load(self.learner.weights(), self.learner.version)
+            self._report += Report.sum("sync/seconds", time.perf_counter() - started)
+        note_phase("generating and grading")
+        yield self.sampler
+
+    @contextlib.contextmanager
+    def playing(self, weights: Iterator[tuple[str, Tensor]], version: int) -> Iterator[Sampler]:
+        """A sampler that holds another policy's weights, named by a version that no policy of the learner has; the next
+        `generating` publishes the learner's again.
+        """
+        self.sampler.wake()
+        if self.sampler.version != version:
+            started = time.perf_counter()
+            self.sampler.load(weights, version)
+            self._report += Report.sum("sync/seconds", time.perf_counter() - started)
+        yield self.sampler
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[Learner]:
+        """The learner, with what the sampler can spare given back to it."""
+        self.sampler.sleep()
+        note_phase("learning")
+        yield self.learner
+
+    def take_report(self) -> Report:
+        """What publishing cost since this was last asked."""
+        report, self._report = self._report, Report()
+        if hasattr(self.sampler, "take_report"):
+            report += self.sampler.take_report()
+        return report
