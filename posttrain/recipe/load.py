@@ -66,6 +66,8 @@ SHORTHANDS = {"algorithm": "name", "model": "path"}
 """Blocks that may be written as one word, and the key this word is the value of."""
 
 
+FRAGMENT = "with"
+"""The override that names a file to be put over a recipe."""
 SOURCES = ("reasoning_gym", "file", "hub")
 ASKED = ("prompt", "system", "shots", "columns", "since")
 """Keys of a source that say how its rows are asked."""
@@ -123,12 +125,18 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Put `key.path=value` pairs, values in YAML, over a tree; opens a shorthand such as `algorithm: grpo`."""
+    """Put `key.path=value` pairs, values in YAML, over a tree; opens a shorthand such as `algorithm: grpo`. With
+    `with=FILE` a whole fragment is put over it, as `configs/hardware/cpu-fsdp2.yaml`.
+    """
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise RecipeError([f"{text!r}: an override is written key=value, as in optimizer.learning_rate=1e-5"])
         parsed = read_yaml(value, key)
+        if key == FRAGMENT:
+            for file in [parsed] if isinstance(parsed, str) else parsed:
+                tree = merge(tree, _read(Path(file)))
+            continue
         nested: Any = parsed
         for part in reversed(key.split(".")):
             nested = {part: nested}
