@@ -66,7 +66,7 @@ class Planned:
         self.shards = shards
         self.transfer = Transfer(plan, world.rank, shards.dtype, probe.device.type, cap)
         most = max(traffic.received for traffic in plan.traffic())
-        self.words = f"weights: {plan.training} to {plan.generation}, at most {most / 1e6:.1f} MB received by a rank"
+        self.words = f"weights: {plan.training} to {plan.generation}, at most {most:,} bytes received by a rank"
 
     def publish(self, learner: Learner, sampler: Sampler) -> Report:
         started = time.perf_counter()
