@@ -9,11 +9,15 @@ from pathlib import Path
 from posttrain.build.companions import Checkpoint
 from posttrain.build.layouts import heads_mistakes
 from posttrain.errors import RecipeError
+from posttrain.hybrid import Hybrid
+from posttrain.hybrid.publishing import choose
+from posttrain.learner import Learner
 from posttrain.models.checkpoint import load_policy, stop_tokens
 from posttrain.recipe import Recipe
 from posttrain.rollout import Sampler
 from posttrain.rollout.first import FirstRankSampler
 from posttrain.rollout.shared import SharedSampler
+from posttrain.world import World
 
 
 def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int, logs: Path | None = None) -> Sampler:
@@ -35,6 +39,13 @@ def make_sampler(recipe: Recipe, checkpoint: Checkpoint, max_length: int, logs: 
     else:
         own = _vllm(recipe, checkpoint, max_length)
     return own if world.size == 1 else SharedSampler(own, world, span)
+
+
+def make_hybrid(recipe: Recipe, learner: Learner, sampler: Sampler, world: World) -> Hybrid:
+    """Both on the same devices, with the way that weights take from one to the other. Raises ModelError where
+    `sampler.sync` asks for a plan that there cannot be.
+    """
+    return Hybrid(learner, sampler, choose(recipe.hardware.sampler.sync, learner, sampler, world))
 
 
 def _vllm(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:

@@ -94,12 +94,15 @@ def _trained(checked: Checked, folder: RunFolder, force: bool, world: World, tol
         console.print(f"starting the learner on {checkpoint.device}" + (f", {world.size} ranks" * (world.size > 1)))
         if algorithm.source.kind in ("given", "conditioned"):
             with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
+                if given.engine is not None:
+                    console.print(given.engine.publishing.words, markup=False)
                 given.progress.told_to_stop = told_to_stop
                 offline(given)
             # The learner's memory is wanted by what measures it.
             del given
         else:
             with wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
+                console.print(sampled.engine.publishing.words, markup=False)
                 sampled.progress.told_to_stop = told_to_stop
                 online(sampled)
     finally:

@@ -14,7 +14,7 @@ from posttrain.algorithms.state import RowState, Terms
 from posttrain.build import companions
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
-from posttrain.build.engines import make_sampler
+from posttrain.build.engines import make_hybrid, make_sampler
 from posttrain.build.heading import header
 from posttrain.build.learners import make_learner, make_scorer
 from posttrain.build.machine import device_of
@@ -24,6 +24,7 @@ from posttrain.errors import PosttrainError
 from posttrain.evaluation import Benchmark, evaluate, items
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
+from posttrain.hybrid.publishing import Planned
 from posttrain.learner import Learner
 from posttrain.learner.scorer import ScorerLearner
 from posttrain.loops.auxiliary import Auxiliary
@@ -101,7 +102,8 @@ def wired_online(
         # The engine first: it decides how this process's threads are bound.
         sampler = make_sampler(recipe, checkpoint, data.max_length, folder.path / "servers")
         learner = make_learner(checked, checkpoint)
-        rollout, optimizer, engine = recipe.rollout, recipe.optimizer, Hybrid(learner, sampler)
+        rollout, optimizer = recipe.rollout, recipe.optimizer
+        engine = make_hybrid(recipe, learner, sampler, checkpoint.world)
         sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
         learning = make_learning(checked, data, checked.graders)
         stream = PromptStream(data.train, recipe.run.seed)
@@ -147,7 +149,7 @@ def wired_offline(
         sampler = make_sampler(recipe, checkpoint, data.max_length, folder.path / "servers") if samples else None
         learner = make_scorer(checked, checkpoint) if algorithm.needs.scorer else make_learner(checked, checkpoint)
         learning = make_learning(checked, data, checked.graders)
-        engine = Hybrid(learner, sampler) if sampler is not None else None
+        engine = make_hybrid(recipe, learner, sampler, checkpoint.world) if sampler is not None else None
         if recipe.reference.cache:
             learning = replace(learning, cache=_cache(checked, folder, data, checkpoint, learner))
         benchmark = make_benchmark(recipe, data.held_prompts, grader)
@@ -225,7 +227,9 @@ def _published(engine: Hybrid | None) -> Callable[[], Report]:
     """What publishing weights cost since the last step; present in every line, also where nothing was published."""
     if engine is None:
         return Report
-    return lambda: engine.take_report() + Report.sum("sync/seconds", 0.0)
+    names = ("sync/seconds", *(("sync/bytes_received", "sync/bytes_bound") * isinstance(engine.publishing, Planned)))
+    nothing = sum((Report.sum(name, 0.0) for name in names), Report())
+    return lambda: engine.take_report() + nothing
 
 
 def _cache(checked: Checked, folder: RunFolder, data: Read, checkpoint: Checkpoint, learner: Learner) -> ReferenceCache:

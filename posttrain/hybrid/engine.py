@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from posttrain.errors import SyncError
+from posttrain.hybrid.publishing import Gathered, Publishing
 from posttrain.learner import Learner
 from posttrain.metrics import Report
 from posttrain.rollout import Sampler
@@ -18,8 +19,9 @@ from posttrain.world import note_phase
 class Hybrid:
     """Publishing weights, sleeping and waking happen at the border between the phases, never inside a loop."""
 
-    def __init__(self, learner: Learner, sampler: Sampler) -> None:
+    def __init__(self, learner: Learner, sampler: Sampler, publishing: Publishing | None = None) -> None:
         self.learner, self.sampler = learner, sampler
+        self.publishing = publishing or Gathered()
         self._report = Report()
         if hasattr(sampler, "republish"):
             # Engines apart may be lost and start again: they are given the same weights once more.
@@ -40,9 +42,7 @@ class Hybrid:
         note_phase("publishing weights")
         self.sampler.wake()
         if self.sampler.version != self.learner.version:
-            started = time.perf_counter()
-            self.sampler.load(self.learner.weights(), self.learner.version)
-            self._report += Report.sum("sync/seconds", time.perf_counter() - started)
+            self._report += self.publishing.publish(self.learner, self.sampler)
         note_phase("generating and grading")
         yield self.sampler
 

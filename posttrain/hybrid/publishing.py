@@ -88,15 +88,15 @@ def _shards(learner: Learner) -> Shards:
 
 def choose(way: Way, learner: Learner, sampler: Sampler, world: World) -> Publishing:
     """`auto` is planned where a plan covers learner and sampler, else gathered, and `words` give the reason. Raises
-    what `Planned` does where it is asked for and cannot be.
+    ModelError where planned is asked for and cannot be.
     """
     if way == "gathered":
         return Gathered()
     try:
         return Planned(learner, sampler, world)
     except PosttrainError as error:
-        if way == "planned":
-            raise
         reason = str(error)
+        if way == "planned":
+            raise ModelError(f"hardware.sampler.sync: planned, but {reason}; use gathered or auto") from None
     # Every rank has the same model and layout, and so the same reason.
     return Gathered(reason)

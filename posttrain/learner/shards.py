@@ -46,6 +46,8 @@ def shards_of(model: Any, dtype: torch.dtype) -> Shards:
     others = sorted(set(model.state_dict()) - set(named) - set(ties))
     if others:
         raise ModelError(f"{others[0]}: published, but not a parameter ({len(others)} such)")
+    if any(hasattr(parameter, "ds_shape") for parameter in named.values()):
+        raise ModelError("parameters: ZeRO-3 keeps flat ranges of them")
     cut = {isinstance(parameter, DTensor) for parameter in named.values()}
     if len(cut) != 1:
         raise ModelError("parameters: some are cut into rows and some are not")

@@ -215,6 +215,10 @@ class Sampler(Block):
     placement: Literal["colocated", "servers"] = "colocated"
     """colocated: in the processes that learn; servers: apart from them."""
     servers: Servers = Servers()
+    sync: Literal["auto", "planned", "gathered"] = "auto"
+    """planned: each rank receives only what its part of the engine holds; gathered: all weights are brought together on
+    every rank; auto: planned where a plan covers model and layouts. A run says at its start which, and why.
+    """
     tensor_parallel: PositiveInt = 1
     memory: float = Field(1.0, gt=0)
     """For the key-value cache: GiB on a CPU; on a GPU, at most 1, the engine's share of the card."""
