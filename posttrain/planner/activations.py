@@ -36,8 +36,6 @@ class Activations:
     size: Pass
     itemsize: int
     lora: Lora | None = None
-    grouped: bool = True
-    """Whether attention without a mask reads grouped keys and values as they are."""
 
     def layer(self) -> int:
         """Kept by one layer until its backward pass.
@@ -63,8 +61,8 @@ class Activations:
 
     @property
     def repeats(self) -> bool:
-        """Whether keys and values are copied for every head of queries."""
-        return self.shape.heads != self.shape.kv_heads and (self.size.masked or not self.grouped)
+        """Whether keys and values are copied for every head of queries, as attention with a mask wants them."""
+        return self.shape.heads != self.shape.kv_heads and self.size.masked
 
     @property
     def mask(self) -> int:

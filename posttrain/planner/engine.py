@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
 from posttrain.planner.activations import WIDE
 from posttrain.planner.machine import Machine
@@ -81,6 +81,6 @@ def touched(shape: Shape, together: int) -> float:
     dense: float = shape.parameters - (0 if shape.tied else shape.embedding_parameters)
     if shape.experts is None:
         return dense
-    routed = sum(prod(size) for name, size in shape.tensors() if ".experts." in name)
+    routed = shape.layers * 3 * shape.experts.count * shape.experts.width * shape.hidden
     missed = (1 - shape.experts.active / shape.experts.count) ** together
     return dense - routed * missed

@@ -146,12 +146,13 @@ def _learning(
     trained = computing(recipe, shape, work, placement).trained
     flops = pace.learning_flops(recipe, shape, work, row)
     sent = traffic.learning(shape, trained, work, placement)
-    seconds = pace.learning_seconds(flops, sent, placement, machine)
+    seconds = pace.learning_seconds(flops, sent, work, placement, machine)
     seconds["learning: optimiser"] = pace.optimiser_seconds(trained, work, placement, machine)
     size = work.micro_batch
     note = (
         f"fullest at: {fullest(recipe, shape, work, placement).name}; {work.passes} micro-batches of {size.rows} x "
         f"{size.length} positions for each of {work.updates} updates"
+        + (f", so {placement.ranks - work.passes} ranks wait" if work.passes < placement.ranks else "")
     )
     return Phase("learning", terms, machine.room(placement.ranks), seconds, sent, note), flops, trained
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file (github.com/ggml-org/ggml, docs/gguf.md), without its arrays: the gguf package reads all of a
+"""The header of a GGUF file (github.com/ggml-org/ggml, docs/gguf.md). The gguf package makes arrays of every word of a
 vocabulary and takes seconds for it.
 """
 
@@ -72,8 +72,10 @@ class _Cursor:
             self.at += count * struct.calcsize(SCALARS[of])
             return None
         if of == STRING:
+            at, unpack = self.at, struct.Struct("<Q").unpack_from
             for _ in range(count):
-                self.at += self.number("Q")
+                at += 8 + unpack(self.data, at)[0]
+            self.at = at
             return None
         return [self.value(of) for _ in range(count)]
 

@@ -57,7 +57,7 @@ def computing(recipe: Recipe, shape: Shape, work: Work, placement: Placement) ->
     learner = recipe.hardware.learner
     return Computing(
         shape,
-        Activations(shape, work.micro_batch, placement.itemsize, recipe.model.lora, placement.device == "cuda"),
+        Activations(shape, work.micro_batch, placement.itemsize, recipe.model.lora),
         learner.logit_chunk,
         learner.gradient_checkpointing,
         accumulates=work.passes > placement.ranks,
@@ -98,7 +98,7 @@ def gathered(shape: Shape, placement: Placement) -> float:
     """
     e, wide = placement.itemsize, max(WIDE, placement.itemsize)
     ends = shape.parameters - shape.layers * shape.layer_parameters
-    return ends * (e + wide) + shape.layer_parameters * (PARTIAL * e + e + wide)
+    return ends * e + shape.layer_parameters * (PARTIAL * e + e + wide)
 
 
 def companions(
@@ -116,7 +116,7 @@ def companions(
             size = sum(state_terms(shape, trained, placement).values())
             size += trained * max(WIDE, placement.itemsize) * placement.share
         # Its graph lives beside the policy's until the one backward pass.
-        whole = Activations(shape, policy.activations.size, placement.itemsize, None, policy.activations.grouped)
+        whole = Activations(shape, policy.activations.size, placement.itemsize)
         found["critic"] = size + (shape.layers * whole.layer() + whole.around() if trained else 0.0)
     return found
 

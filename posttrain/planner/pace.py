@@ -43,10 +43,11 @@ def learning_flops(recipe: Recipe, shape: Shape, work: Work, row: Algorithm | No
     return total
 
 
-def learning_seconds(flops: float, sent: float, placement: Placement, machine: Machine) -> dict[str, float]:
+def learning_seconds(flops: float, sent: float, work: Work, placement: Placement, machine: Machine) -> dict[str, float]:
     """Arithmetic and traffic of the learning phase. FSDP2 sends while it computes."""
     ranks = placement.ranks
-    compute = flops / ranks / machine.rate(placement.itemsize, ranks)
+    # Micro-batches are not cut: where they do not divide, some ranks wait.
+    compute = flops * ceil(work.passes / ranks) / work.passes / machine.rate(placement.itemsize, ranks)
     send = sent / machine.send_rate(ranks) if sent else 0.0
     if placement.sharded:
         return {"learning: arithmetic": compute, "learning: links, not hidden": max(0.0, send - compute)}

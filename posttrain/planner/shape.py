@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -88,7 +89,7 @@ class Shape:
         return 4 if self.family in SANDWICHED else 2
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor, a tied head left out, experts one by one as checkpoints have them."""
+        """Name and shape of every tensor, a tied head left out, experts stacked as transformers holds them."""
         yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
         for index in range(self.layers):
             for name, shape in self.layer():
@@ -109,12 +110,10 @@ class Shape:
         names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if self.norms == 4 else []
         yield from ((f"{name}.weight", (self.hidden,)) for name in names)
         if self.experts:
-            block = "block_sparse_moe" if self.family == "mixtral" else "mlp"
-            yield f"{block}.gate.weight", (self.experts.count, self.hidden)
-            words = ("w1", "w3", "w2") if self.family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-            for expert in range(self.experts.count):
-                for word, shape in zip(words, self._mlp(self.experts.width), strict=True):
-                    yield f"{block}.experts.{expert}.{word}.weight", shape
+            count, width = self.experts.count, self.experts.width
+            yield "mlp.gate.weight", (count, self.hidden)
+            yield "mlp.experts.gate_up_proj", (count, 2 * width, self.hidden)
+            yield "mlp.experts.down_proj", (count, self.hidden, width)
             if self.experts.shared:
                 yield "mlp.shared_expert_gate.weight", (1, self.hidden)
 
@@ -138,9 +137,10 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Numbers in all tensors, each once."""
-        return sum(prod(shape) for _, shape in self.tensors())
+        ends = self.embedding_parameters * (1 if self.tied else 2) + self.hidden
+        return self.layers * self.layer_parameters + ends
 
-    @property
+    @cached_property
     def layer_parameters(self) -> int:
         return sum(prod(shape) for _, shape in self.layer())
 
@@ -149,10 +149,10 @@ class Shape:
         """Of the embedding; of a head of its own, as many again."""
         return self.vocabulary * self.hidden
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """Numbers of the largest tensor."""
-        return max(prod(shape) for _, shape in self.tensors())
+        return max(self.embedding_parameters, *(prod(shape) for _, shape in self.layer()))
 
     @property
     def active(self) -> int:

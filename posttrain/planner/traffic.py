@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from posttrain.errors import PosttrainError
 from posttrain.hybrid.plan import Architecture, Generation, Tensor, Training, make_plan
@@ -10,9 +11,6 @@ from posttrain.planner.activations import WIDE
 from posttrain.planner.memory import Placement
 from posttrain.planner.shape import Shape
 from posttrain.planner.work import Work
-
-TOO_MANY = 60_000
-"""Tensors of a checkpoint beyond which no plan is made: it would take longer than the rest of the answer."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,9 @@ def publishing(shape: Shape, placement: Placement, machine_ranks: int) -> Publis
     return Publishing(received, 2 * whole / placement.span, planned, bound, buffers)
 
 
+@cache
 def _planned(shape: Shape, placement: Placement, machine_ranks: int) -> tuple[int | None, int | None]:
     tensors = [Tensor(name, size, placement.itemsize) for name, size in shape.tensors()]
-    if len(tensors) > TOO_MANY:
-        return None, None
     experts = shape.experts.count if shape.experts else 0
     architecture = Architecture(shape.family, shape.heads, shape.kv_heads, shape.vocabulary, experts, shape.tied)
     training = Training(placement.ranks, "rows" if placement.sharded else "whole")
