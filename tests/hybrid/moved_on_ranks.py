@@ -54,7 +54,7 @@ def case(name: str, shards: Any, tensor: int, cap: int, world: World) -> dict[st
 
 
 def main() -> None:
-    with connected("cpu", 120.0) as world:
+    with connected("cpu", 600.0) as world:
         grid = itertools.product(MODELS, LAYOUTS, (400, CAP))
         found = [case(name, *layout, cap, world) for name, layout, cap in grid]
         if world.rank == 0:

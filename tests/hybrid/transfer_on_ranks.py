@@ -171,7 +171,7 @@ def broken(both: Both) -> dict[str, Any]:
 
 
 def main(model: str, sharding: str, span: str) -> None:
-    with connected("cpu", 120.0) as world, tempfile.TemporaryDirectory() as folder:
+    with connected("cpu", 600.0) as world, tempfile.TemporaryDirectory() as folder:
         # transformers writes on the first rank only.
         place = world.shared(lambda: folder_of(model, Path(folder)))
         both = Both(place, world, sharding, int(span))
