@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, SyncError
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,18 @@ def shards_of(model: Any, dtype: torch.dtype) -> Shards:
     cut = {isinstance(parameter, DTensor) for parameter in named.values()}
     if len(cut) != 1:
         raise ModelError("parameters: some are cut into rows and some are not")
+    rows = cut.pop()
 
     def local(name: str) -> Tensor:
         # Looked up each time: a sharded module may put other tensors in its parameters' places.
         tensor = model.get_parameter(name).detach()
+        if isinstance(tensor, DTensor) != rows:
+            raise SyncError(f"{name}: a layer that computes has its shards brought together; publish between passes")
         own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         return own.to(dtype).reshape(-1)
 
     return Shards(
-        "rows" if cut.pop() else "whole",
+        "rows" if rows else "whole",
         model.config.to_dict(),
         {name: tuple(parameter.shape) for name, parameter in named.items()},
         ties,
