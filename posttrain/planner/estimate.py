@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from posttrain.algorithms.row import Algorithm
@@ -115,8 +115,12 @@ def estimate(recipe: Recipe, row: Algorithm | None, shape: Shape, machine: Machi
     held, phases, flops, trained, moved = {}, [], 0.0, 0, None
     room = machine.room(placement.ranks)
     if row is not None:
-        learning, flops, trained = _learning(recipe, row, shape, work, placement, machine, engine)
+        learning, flops, trained = _learning(recipe, row, shape, work, placement, machine)
         held = {name: size for name, size in learning.memory.items() if name in RESIDENT}
+        if engine is not None and (placement.device == "cpu" or recipe.rollout.engine != "vllm"):
+            # Only vLLM on a GPU can sleep.
+            awake = {"engine weights": engine.weights, "KV cache": engine.cache * (recipe.rollout.engine == "vllm")}
+            learning = replace(learning, memory={**learning.memory, **awake})
         phases.append(learning)
     if engine is not None:
         if row is not None:
@@ -137,12 +141,8 @@ def _learning(
     work: Work,
     placement: Placement,
     machine: Machine,
-    engine: Engine | None,
 ) -> tuple[Phase, float, int]:
     terms = learning_terms(recipe, shape, work, placement, row)
-    if engine is not None and (placement.device == "cpu" or recipe.rollout.engine != "vllm"):
-        # Only an engine on a GPU can sleep.
-        terms |= {"engine weights": engine.weights, "KV cache": engine.cache * (recipe.rollout.engine == "vllm")}
     trained = computing(recipe, shape, work, placement).trained
     flops = pace.learning_flops(recipe, shape, work, row)
     sent = traffic.learning(shape, trained, work, placement)

@@ -54,7 +54,7 @@ def work_of(recipe: Recipe, row: Algorithm | None, context: int | None) -> Work:
     """The work of a step, or of measuring where nothing is trained. `context` is the model's own limit."""
     limit = recipe.model.max_length or context or 2**31
     sampled, assumed = row is None or row.needs.sampler, []
-    response = recipe.rollout.max_tokens if sampled else ASSUMED_RESPONSE
+    response = recipe.rollout.max_tokens if sampled else min(ASSUMED_RESPONSE, limit // 2)
     prompt = recipe.data.max_prompt_tokens
     if prompt is None:
         prompt = max(1, min(ASSUMED_PROMPT, limit - response))
