@@ -35,14 +35,14 @@ class Checkpoint:
 
 def make_sharding(recipe: Recipe, checkpoint: Checkpoint) -> Sharding:
     """How `hardware.learner.strategy` lays models over the ranks; in a world of one there is nothing to lay out."""
-    if checkpoint.world.size == 1 or recipe.hardware.learner.strategy != "fsdp2":
-        return Whole(checkpoint.world)
-    return Rows(checkpoint.world, checkpoint.dtype, checkpoint.device)
+    learner, world = recipe.hardware.learner, checkpoint.world
+    if world.size == 1 or learner.strategy in ("single", "ddp"):
+        return Whole(world)
+    if learner.strategy == "fsdp2":
+        return Rows(world, checkpoint.dtype, checkpoint.device)
+    from posttrain.learner.zero import Zero
 
-
-def stored(sharding: Sharding, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that parameters are loaded in: of sharded ones that are their own masters, fp32 at least."""
-    return torch.promote_types(dtype, torch.float32) if sharding.lockstep else dtype
+    return Zero(world, checkpoint.dtype, checkpoint.device, int(learner.strategy[-1]), learner.offload)
 
 
 def shares(reference: Reference) -> tuple[float, ...]:
@@ -61,7 +61,7 @@ def references(recipe: Recipe, checkpoint: Checkpoint, sharding: Sharding) -> Re
             continue
         key = f"reference.policies[{i}].path"
         folder = checkpoint.folder if policy.path is None else checkpoint_folder(policy.path, policy.revision, key)
-        model = load_policy(folder, plain, stored(sharding, checkpoint.dtype), checkpoint.device)
+        model = load_policy(folder, plain, sharding.stored(checkpoint.dtype), checkpoint.device)
         size, own = model.get_input_embeddings().num_embeddings, len(checkpoint.tokenizer)
         if size < own:
             raise ModelError(f"{key}: {policy.path!r} knows {size} tokens, but the policy's tokenizer has {own}")
@@ -82,7 +82,7 @@ def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int, 
     folder = checkpoint.folder
     if settings.path is not None:
         folder = checkpoint_folder(settings.path, settings.revision, "critic.path")
-    dtype = stored(sharding, checkpoint.dtype)
+    dtype = sharding.stored(checkpoint.dtype)
     model = load_scorer(folder, outputs, dtype, checkpoint.device, recipe.model.trust_remote_code)
     if frozen:
         model.requires_grad_(False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
+from posttrain.algorithms.row import Algorithm
 from posttrain.models.location import Location, config_of
 from posttrain.recipe import Recipe
 
@@ -35,6 +37,35 @@ def layout_mistakes(recipe: Recipe, location: Location | None) -> list[str]:
         )
     if location is not None:
         found += heads_mistakes(config_of(location), span)
+    return found
+
+
+def zero_mistakes(recipe: Recipe, algorithm: Algorithm) -> list[str]:
+    """What DeepSpeed cannot do with a row, or with this machine."""
+    learner, needs = recipe.hardware.learner, algorithm.needs
+    if not learner.strategy.startswith("zero"):
+        return []
+    key, way = f"hardware.learner.strategy: {learner.strategy}", "use fsdp2 or ddp"
+    exact = algorithm.kl.kind == "in_loss" and algorithm.kl["kl_estimator"] == "exact"
+    cannot = {
+        f"{algorithm.name} has a critic, which would need an engine of its own": needs.critic,
+        "a reward model's head is kept in fp32 outside the model's passes": needs.scorer,
+        f"trust: {algorithm.trust.kind} takes updates back, and an engine does not": algorithm.trust.kind != "none",
+        f"reference.refresh: {recipe.reference.refresh} moves a model that is no engine's to move": (
+            needs.reference and recipe.reference.refresh != "never"
+        ),
+        "kl_estimator: exact reads the reference's output head outside its passes": (
+            exact and learner.strategy == "zero3"
+        ),
+        f"hardware.dtype: {recipe.hardware.dtype} has no fp32 masters": recipe.hardware.dtype == "float64",
+    }
+    found = [f"{key}, but {reason}; {way}" for reason, true in cannot.items() if true]
+    if learner.offload != "none" and recipe.hardware.device == "cpu":
+        found.append(
+            f"hardware.learner.offload: {learner.offload}, but hardware.device: cpu has nowhere else; use none"
+        )
+    if importlib.util.find_spec("deepspeed") is None:
+        found.append(f'{key}, but deepspeed is not installed; pip install "posttrain[deepspeed]", or {way}')
     return found
 
 

@@ -118,6 +118,8 @@ def refuse_other_world(recipe: Recipe, world: World) -> None:
         raise RecipeError(
             [f"hardware.learner.strategy: single, but {world.size} processes were started; use ddp or fsdp2"]
         )
+    if world.size == 1 and learner.offload != "none":
+        raise RecipeError([f"hardware.learner.offload: {learner.offload}, but one process has no engine; use none"])
     if world.size > 1 and world.size % span:
         raise RecipeError([f"hardware.sampler.tensor_parallel: {span} does not divide the {world.size} processes"])
 

@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from posttrain.learner.backbone import predictors
 from posttrain.learner.layout import Laid
-from posttrain.learner.sharding import WHOLE, Reader, Sharding, full
+from posttrain.learner.sharding import WHOLE, Asking, Reader, Sharding, full
 from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
-from posttrain.learner.stepper import Stepper
 from posttrain.models.checkpoint import merged_weights
 from posttrain.recipe import Critic as Settings
 from posttrain.recipe import Optimizer
@@ -34,13 +33,13 @@ class Critic:
         self.head: nn.Linear = model.score if self.own else model
         # In bf16 a value would have two and a half digits.
         self.head.to(torch.promote_types(self.head.weight.dtype, torch.float32))
-        self.reader = Reader(model)
-        if self.own:
-            sharding.place(self.reader, apart=list(self.head.parameters()))
         trained = any(p.requires_grad for p in model.parameters())
         changes = {"learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
-        settings_of_step = optimizer.model_copy(update=changes)
-        self.stepper = Stepper(model, settings_of_step, total_updates, sharding, "critic") if trained else None
+        own = optimizer.model_copy(update=changes)
+        self.reader: Asking = Reader(model)
+        if self.own:
+            self.reader = sharding.place(Reader(model), list(self.head.parameters()), own if trained else None)
+        self.stepper = sharding.stepper(self.reader, own, total_updates, "critic") if trained else None
         """None where it is frozen."""
 
     def outputs(self, laid: Laid, policy_hidden: Tensor | None) -> Tensor:
@@ -61,7 +60,7 @@ class Critic:
             return
         world = self.sharding.world
         if self.own:
-            tensors = {name: tensor.cpu() for name, tensor in merged_weights(self.model, full)}
+            tensors = {name: tensor.cpu() for name, tensor in merged_weights(self.model, full, self.sharding.opened)}
             if world.rank == 0:
                 self.model.save_pretrained(folder / "critic", state_dict=tensors)
         state = self.stepper.state()

@@ -25,11 +25,10 @@ from posttrain.learner.critic import Critic
 from posttrain.learner.layout import lay_out
 from posttrain.learner.logprobs import Chosen, Extras, exact_kl
 from posttrain.learner.references import References
-from posttrain.learner.sharding import Reader, full
+from posttrain.learner.sharding import Asking, Reader, full
 from posttrain.learner.shards import Shards, shards_of
 from posttrain.learner.sharing import read
 from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
-from posttrain.learner.stepper import Stepper
 from posttrain.metrics import Report
 from posttrain.models.checkpoint import export_policy, merged_weights
 from posttrain.recipe import Optimizer
@@ -68,11 +67,11 @@ class PolicyLearner:
             dtype=torch.promote_types(self.dtype, torch.float32),
             ranks=self.sharding.world.size,
         )
-        self.backbone, self.reader = Backbone(model), Reader(model)
-        self.sharding.place(self.reader)
+        self.backbone = Backbone(model)
+        self.reader = self.sharding.place(Reader(model), settings=optimizer)
         if self.references is not None:
             self.references.place(self.sharding)
-        self.stepper = Stepper(model, optimizer, total_updates, self.sharding)
+        self.stepper = self.sharding.stepper(self.reader, optimizer, total_updates)
         self.version = 0
 
     def logprobs(self, rollouts: Sequence[Rollout], policy: Policy = "policy") -> list[Tensor]:
@@ -125,7 +124,7 @@ class PolicyLearner:
     def _own(self, batch: Batch, extras: Extras | None = None) -> Chosen:
         return self._chosen(batch, self.reader, self.backbone, extras)
 
-    def _chosen(self, batch: Batch, reader: Reader, backbone: Backbone, extras: Extras | None = None) -> Chosen:
+    def _chosen(self, batch: Batch, reader: Asking, backbone: Backbone, extras: Extras | None = None) -> Chosen:
         laid, settings = lay_out(batch, self.computation.layout), self.computation
 
         def ask() -> Chosen:
@@ -133,10 +132,9 @@ class PolicyLearner:
             targets = batch.tokens[batch.mask].to(hidden.device)
             return backbone.chosen(hidden, targets, self.temperature, settings.logit_chunk, extras)
 
-        found: Chosen = reader(ask)
-        return found
+        return reader(ask)
 
-    def _references(self) -> Iterator[tuple[Reader, Backbone]]:
+    def _references(self) -> Iterator[tuple[Asking, Backbone]]:
         if self.references is None:
             raise TrainingError("the algorithm needs a reference policy, but the learner was built without one")
         return self.references.each(self.model, self.reader, self.backbone)
@@ -197,7 +195,7 @@ class PolicyLearner:
     ) -> tuple[Report, list[Tensor]]:
         passes = Passes(
             lambda batch: self._score(batch, algorithm),
-            lambda loss: (self.sharding.scale * loss).backward(),
+            partial(self.sharding.backward, self.reader),
             self.sharding,
             self._release,
         )
@@ -240,14 +238,14 @@ class PolicyLearner:
     def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
         if self.references is None:
             raise TrainingError("an opponent is asked for, but the learner was built without a reference policy")
-        yield from merged_weights(self.references.first(), self._whole)
+        yield from merged_weights(self.references.first(), self._whole, self.sharding.opened)
 
     def _whole(self, tensor: Tensor) -> Tensor:
         # Rounded first: half as much is sent.
         return full(tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from merged_weights(self.model, self._whole)
+        yield from merged_weights(self.model, self._whole, self.sharding.opened)
 
     def shards(self) -> Shards:
         """What `weights` yields, as the ranks store it. Raises ModelError where they store something else."""

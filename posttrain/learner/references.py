@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from posttrain.errors import TrainingError
 from posttrain.learner.backbone import Backbone
 from posttrain.learner.masters import Masters
-from posttrain.learner.sharding import Reader, Sharding
+from posttrain.learner.sharding import Asking, Reader, Sharding
 
 
 class References:
@@ -20,23 +20,22 @@ class References:
     def __init__(self, models: Sequence[nn.Module | None]) -> None:
         self.models = [None if m is None else m.eval().requires_grad_(False) for m in models]
         self._backbones = [None if m is None else Backbone(m) for m in self.models]
-        self._readers = [None if m is None else Reader(m) for m in self.models]
+        self._readers: list[Asking | None] = [None if m is None else Reader(m) for m in self.models]
         # In bf16 a moving average with a decay near 1 would never move.
         self.average: list[Tensor] | None = None
         self.learnt: list[Tensor] | None = None
         """The policy at the last copy, before it went on by momentum."""
 
     @property
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[Asking]:
         """One for every model that is not the policy's own base."""
         return [reader for reader in self._readers if reader is not None]
 
     def place(self, sharding: Sharding) -> None:
         """Lay the models over the ranks as the policy is."""
-        for reader in self.readers:
-            sharding.place(reader)
+        self._readers = [None if m is None else sharding.place(Reader(m)) for m in self.models]
 
-    def each(self, policy: Any, policy_reader: Reader, policy_backbone: Backbone) -> Iterator[tuple[Reader, Backbone]]:
+    def each(self, policy: Any, policy_reader: Asking, policy_backbone: Backbone) -> Iterator[tuple[Asking, Backbone]]:
         """Reader and backbone of every reference in turn, ready to be run."""
         for reader, backbone in zip(self._readers, self._backbones, strict=True):
             if reader is not None and backbone is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from posttrain.learner.layout import lay_out
 from posttrain.learner.sharding import Reader, full
 from posttrain.learner.sharing import read
 from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
-from posttrain.learner.stepper import Stepper
 from posttrain.metrics import Report
 from posttrain.models.checkpoint import export_scorer, merged_weights
 from posttrain.recipe import Optimizer
@@ -62,9 +62,8 @@ class ScorerLearner:
             dtype=torch.promote_types(self.dtype, torch.float32),
             ranks=self.sharding.world.size,
         )
-        self.reader = Reader(model)
-        self.sharding.place(self.reader, apart=list(self.head.parameters()))
-        self.stepper = Stepper(model, optimizer, total_updates, self.sharding, "reward model")
+        self.reader = self.sharding.place(Reader(model), list(self.head.parameters()), optimizer)
+        self.stepper = self.sharding.stepper(self.reader, optimizer, total_updates, "reward model")
         self.version = 0
 
     def outputs(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -116,7 +115,7 @@ class ScorerLearner:
     ) -> tuple[Report, list[Tensor]]:
         passes = Passes(
             lambda batch: self._score(batch, algorithm),
-            lambda loss: (self.sharding.scale * loss).backward(),
+            partial(self.sharding.backward, self.reader),
             self.sharding,
             self._release,
         )
@@ -143,7 +142,7 @@ class ScorerLearner:
 
     def save(self, folder: Path) -> None:
         world, state = self.sharding.world, self.stepper.state()
-        weights = merged_weights(self.model, self._whole)
+        weights = merged_weights(self.model, self._whole, self.sharding.opened)
         export_scorer(self.model, weights, self.tokenizer, folder / "policy" if world.rank == 0 else None)
         write_tensors(folder / "learner", state.tensors, world)
         write_numbers(folder, {**state.numbers, "version": self.version, "rng": torch.get_rng_state()}, world)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from posttrain.errors import ModelError
+from posttrain.recipe import Optimizer
 from posttrain.world import ALONE, World
+
+if TYPE_CHECKING:
+    from posttrain.learner.stepper import Steps
 
 T = TypeVar("T")
 
@@ -29,6 +33,15 @@ class Reader(nn.Module):
         return ask()
 
 
+class Asking(Protocol):
+    """What every use of a model goes through: its reader, or the engine around it."""
+
+    @property
+    def model(self) -> Any: ...
+
+    def __call__(self, ask: Callable[[], T]) -> T: ...
+
+
 class Sharding(Protocol):
     """One way to lay a model over the ranks."""
 
@@ -39,14 +52,24 @@ class Sharding(Protocol):
     def lockstep(self) -> bool:
         """Whether all ranks must make the same number of passes, as each pass is a collective."""
 
-    @property
-    def scale(self) -> float:
-        """What a rank's loss is multiplied with, so that gradients add up over the ranks rather than average."""
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that parameters are loaded in, where the model computes in `dtype`."""
 
-    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
-        """Lay the parameters out, those `apart` whole on every rank. Called once, before an optimiser knows them."""
+    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
+        """Lay the parameters out, those `apart` whole on every rank, and say what the model is asked through from then
+        on. Called once, before an optimiser knows them. `settings` are those of a model that is trained.
+        """
 
-    def release(self, reader: Reader) -> None:
+    def stepper(self, reader: Asking, settings: Optimizer, total_updates: int, what: str = "policy") -> Steps:
+        """What moves the trainable parameters. `what` is the model's name in errors."""
+
+    def backward(self, reader: Asking, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's loss; over the ranks gradients add up."""
+
+    def opened(self, needs: Sequence[Sequence[Tensor]]) -> Iterable[int]:
+        """The numbers of `needs` in order, each when its parameters can be read. A collective; to be gone through."""
+
+    def release(self, reader: Asking) -> None:
         """After a pass without a backward pass: let go of what was brought together."""
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
@@ -59,12 +82,26 @@ class Whole:
 
     world: World
     lockstep: bool = False
-    scale: float = 1.0
 
-    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         """Nothing moves."""
+        return reader
 
-    def release(self, reader: Reader) -> None:
+    def stepper(self, reader: Asking, settings: Optimizer, total_updates: int, what: str = "policy") -> Steps:
+        from posttrain.learner.stepper import Stepper
+
+        return Stepper(reader.model, settings, total_updates, self, what)
+
+    def backward(self, reader: Asking, loss: Tensor) -> None:
+        loss.backward()
+
+    def opened(self, needs: Sequence[Sequence[Tensor]]) -> Iterable[int]:
+        return range(len(needs))
+
+    def release(self, reader: Asking) -> None:
         """Nothing was brought together."""
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
@@ -87,28 +124,44 @@ class Rows:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        self.world, self.scale = world, float(world.size)
+        self.world = world
         self._mesh = init_device_mesh(device, (world.size,))
         low = dtype in (torch.bfloat16, torch.float16)
         self._policy = MixedPrecisionPolicy(dtype, torch.float32) if low else MixedPrecisionPolicy()
 
-    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = ()) -> None:
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.promote_types(dtype, torch.float32)
+
+    def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         from torch.distributed.fsdp import fully_shard
 
         for layer in _layers(reader.model):
             fully_shard(layer, mesh=self._mesh, mp_policy=self._policy)
         # Everything else, embeddings and head among them, is brought together around the whole pass.
         fully_shard(reader, mesh=self._mesh, mp_policy=self._policy, ignored_params=set(apart))
+        return reader
 
-    def release(self, reader: Reader) -> None:
-        reader.reshard()  # type: ignore[operator]
+    def stepper(self, reader: Asking, settings: Optimizer, total_updates: int, what: str = "policy") -> Steps:
+        from posttrain.learner.stepper import Stepper
+
+        return Stepper(reader.model, settings, total_updates, self, what)
+
+    def backward(self, reader: Asking, loss: Tensor) -> None:
+        # Gradients are averaged on their way to the shards.
+        (loss * self.world.size).backward()
+
+    def opened(self, needs: Sequence[Sequence[Tensor]]) -> Iterable[int]:
+        return range(len(needs))
+
+    def release(self, reader: Asking) -> None:
+        reader.reshard()  # type: ignore[attr-defined]
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
         # A small head beside a sharded model is whole on every rank.
         plain = [g for g in gradients if not isinstance(g, DTensor)]
         self.world.add(plain)
         for gradient in plain:
-            gradient.div_(self.scale)
+            gradient.div_(self.world.size)
 
 
 def _layers(model: Any) -> Sequence[nn.Module]:

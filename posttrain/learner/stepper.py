@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,47 @@ class State:
         return State(dict(self.numbers), {name: t.detach().clone() for name, t in self.tensors.items()})
 
 
+class Steps(Protocol):
+    """Optimiser steps of one model."""
+
+    updates: int
+
+    @property
+    def masters(self) -> Masters: ...
+
+    def step(self) -> tuple[float, float]:
+        """One optimiser step, none where nothing was accumulated; the gradient's norm before clipping, and the learning
+        rate. Raises TrainingError for a gradient that is not finite, the weights left as they are.
+        """
+
+    def discard(self) -> None:
+        """Forget what was accumulated."""
+
+    def state(self) -> State:
+        """Everything the next step depends on."""
+
+    def room(self, numbers: dict[str, Any]) -> State:
+        """Memory, laid out as this rank holds it, for a state whose `numbers` are known."""
+
+    def load(self, state: State) -> None:
+        """Continue from a state, bit for bit."""
+
+
+def schedule_of(settings: Optimizer) -> str:
+    """The schedule by the name that transformers has for it."""
+    return {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule)
+
+
+def refuse_norm(norm: float, update: int, what: str) -> NoReturn:
+    """Raises TrainingError for a gradient that is not finite."""
+    raise TrainingError(
+        f"the gradient norm of update {update} of the {what} is {norm}; the weights were left as they are. Lower its "
+        "learning_rate, or look at the step's roll-outs"
+    )
+
+
 class Stepper:
-    """Moves the trainable parameters of a module. Policy and critic have one each."""
+    """Implements `Steps`. Moves the trainable parameters of a module. Policy and critic have one each."""
 
     def __init__(
         self, module: nn.Module, settings: Optimizer, total_updates: int, sharding: Sharding, what: str = "policy"
@@ -52,22 +91,15 @@ class Stepper:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        schedule = {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule)
-        self.scheduler = get_scheduler(schedule, self.optimizer, settings.warmup_steps, total_updates)
+        self.scheduler = get_scheduler(schedule_of(settings), self.optimizer, settings.warmup_steps, total_updates)
         self.updates = 0
 
     def step(self) -> tuple[float, float]:
-        """One optimiser step, none where nothing was accumulated; the gradient's norm before clipping, and the learning
-        rate. Raises TrainingError for a gradient that is not finite, the weights left as they are.
-        """
         if not self._reduced():
             return 0.0, self.scheduler.get_last_lr()[0]
         norm = self._clipped()
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient norm of update {self.updates + 1} of the {self.what} is {norm}; the weights were left "
-                "as they are. Lower its learning_rate, or look at the step's roll-outs"
-            )
+            refuse_norm(norm, self.updates + 1, self.what)
         rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.scheduler.step()
@@ -98,7 +130,6 @@ class Stepper:
         return any(anywhere)
 
     def discard(self) -> None:
-        """Forget what was accumulated."""
         self.masters.zero_grad()
 
     def state(self) -> State:
@@ -113,7 +144,6 @@ class Stepper:
         return State({"steps": steps, "scheduler": self.scheduler.state_dict(), "updates": self.updates}, tensors)
 
     def room(self, numbers: dict[str, Any]) -> State:
-        """Memory, laid out as this rank holds it, for a state whose `numbers` are known."""
         tensors = {}
         for name, parameter in self.masters.named():
             tensors[f"trained/{name}"] = torch.empty_like(parameter.detach())
@@ -123,7 +153,6 @@ class Stepper:
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        """Continue from a state, bit for bit."""
         self.discard()
         self.optimizer.state.clear()
         for name, parameter in self.masters.named():

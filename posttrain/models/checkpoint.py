@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +144,24 @@ def expected_weights(folder: Path, trust_remote_code: bool = False) -> dict[str,
 
 
 def merged_weights(
-    model: nn.Module, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    model: nn.Module,
+    whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    opened: Callable[[Sequence[Sequence[Tensor]]], Iterable[int]] = lambda needs: range(len(needs)),
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every tensor of the policy, tied aliases included; adapters are added into copies.
 
     The model's own tensors are never changed: an adapted layer yields W + scale * B A, computed in fp32. `whole` makes
-    of a rank's part of a tensor what is yielded.
+    of a rank's part of a tensor what is yielded; `opened` says which of these lists of tensors can be read next.
     """
     deltas: dict[str, LoraLayer] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             deltas[_plain(f"{name}.weight")] = module
-    for name, tensor in model.state_dict().items():
-        if ".lora_" in name:
-            continue
-        plain = _plain(name)
-        yield plain, whole(_merged(tensor, deltas[plain]) if plain in deltas else tensor.detach())
+    tensors = [(_plain(n), t) for n, t in model.state_dict(keep_vars=True).items() if ".lora_" not in n]
+    needs = [[t, *(deltas[n].parameters() if n in deltas else ())] for n, t in tensors]
+    for number in opened(needs):
+        name, tensor = tensors[number]
+        yield name, whole(_merged(tensor, deltas[name]) if name in deltas else tensor.detach())
 
 
 def _plain(name: str) -> str:

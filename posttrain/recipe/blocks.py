@@ -169,8 +169,10 @@ class Evaluation(Block):
 class Learner(Block):
     """The training side."""
 
-    strategy: Literal["single", "ddp", "fsdp2"] = "single"
-    """How weights lie over the processes: ddp keeps all of them on each, fsdp2 cuts each tensor into rows."""
+    strategy: Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "single"
+    """How weights lie over the processes: ddp keeps all on each, fsdp2 cuts tensors into rows, zeroN is DeepSpeed's."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Under zero, what waits in the CPU's memory: the optimiser's state, or, with zero3, also the weights."""
     processes: PositiveInt = 1
     """Started on this machine, each with the whole loop; under torchrun or accelerate launch, it is theirs to say."""
     layout: Literal["auto", "tree", "rows", "packed"] = "auto"
@@ -186,8 +188,16 @@ class Learner(Block):
     def _one_or_several(self) -> Learner:
         if self.strategy == "single" and self.processes > 1:
             raise ValueError(
-                f"hardware.learner.processes: {self.processes}, but strategy single trains in one; use strategy ddp or "
-                "fsdp2"
+                f"hardware.learner.processes: {self.processes}, but strategy single trains in one; use strategy ddp, "
+                "fsdp2 or zero3"
+            )
+        able = {"zero1": ("none", "optimizer"), "zero2": ("none", "optimizer")}
+        able["zero3"] = (*able["zero2"], "parameters")
+        if self.offload not in able.get(self.strategy, ("none",)):
+            way = "zero3" if self.offload == "parameters" else "zero1, zero2 or zero3"
+            raise ValueError(
+                f"hardware.learner.offload: {self.offload}, but strategy {self.strategy} has no such thing; use {way}, "
+                "or none"
             )
         return self
 
