@@ -84,6 +84,9 @@ WRONG = {
     ],
     "hardware={sampler: {tensor_parallel: 3}, learner: {strategy: ddp, processes: 4}}": ["3 does not divide", "4"],
     "hardware={learner: {processes: 2}}": ["hardware.learner.processes: 2", "single", "use strategy ddp"],
+    "hardware={learner: {strategy: ddp, offload: optimizer}}": ["offload: optimizer", "strategy ddp", "use zero1"],
+    "hardware={learner: {strategy: zero2, offload: parameters}}": ["offload: parameters", "zero2", "use zero3"],
+    "hardware={device: cpu, learner: {strategy: zero3, offload: optimizer}}": ["offload: optimizer", "device: cpu"],
     "hardware.sampler.placement=servers": ["hardware.sampler.placement: servers", "transformers", "use vllm"],
     "hardware.sampler.servers.replicas=2": ["hardware.sampler.servers", "nothing reads it", "placement: servers"],
     "hardware={sampler: {placement: servers, servers: {addresses: ['http://h:1'], replicas: 2}}}": [
@@ -122,6 +125,28 @@ def test_a_mistake_is_named_with_its_value_and_a_way_out(folder: Path, override:
     found = mistakes(folder, override)
     for words in WRONG[override]:
         assert words in found, found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "words"),
+    [
+        ("zero1", ["algorithm=ppo"], "ppo has a critic"),
+        (
+            "zero2",
+            ["algorithm={name: grpo, kl: in_loss}", "reference.refresh=copy"],
+            "refresh: copy moves",
+        ),
+        ("zero3", ["algorithm={name: grpo, kl: in_loss, kl_estimator: exact}"], "kl_estimator: exact"),
+        ("zero3", ["hardware.dtype=float64"], "float64 has no fp32 masters"),
+    ],
+)
+def test_what_deepspeed_cannot_do_with_a_row_is_refused(
+    folder: Path, strategy: str, changes: list[str], words: str
+) -> None:
+    found = mistakes(folder, f"hardware.learner.strategy={strategy}", *changes)
+    assert f"hardware.learner.strategy: {strategy}" in found, found
+    assert words in found, found
+    assert "use fsdp2 or ddp" in found, found
 
 
 def test_every_mistake_is_reported_at_once(folder: Path) -> None:

@@ -23,6 +23,7 @@ from posttrain.learner.policy import Companions, PolicyLearner
 from posttrain.learner.references import References
 from posttrain.learner.scorer import ScorerLearner
 from posttrain.learner.sharding import WHOLE, Rows, Sharding, Whole
+from posttrain.learner.zero import Zero
 from posttrain.models.checkpoint import load_policy, load_scorer, load_tokenizer
 from posttrain.ranks import connected
 from posttrain.recipe import Critic, Lora, Model, Optimizer
@@ -63,7 +64,7 @@ CASES = {
 
 def learner(folder: Path, case: Case, sharding: Sharding) -> Any:
     torch.manual_seed(0)
-    wide = torch.float32 if sharding.lockstep else case.dtype
+    wide = sharding.stored(case.dtype)
     computation = Computation("tree", 24, 7, 1.0, sharding, case.dtype)
     tokenizer = load_tokenizer(folder)
     if case.scorer:
@@ -117,7 +118,9 @@ def weights(one: Any) -> dict[str, torch.Tensor]:
     if isinstance(one, ScorerLearner):
         from posttrain.models.checkpoint import merged_weights
 
-        return {name: t.detach().float().clone() for name, t in merged_weights(one.model, one._whole)}
+        return {
+            name: t.detach().float().clone() for name, t in merged_weights(one.model, one._whole, one.sharding.opened)
+        }
     return {name: t.float().clone() for name, t in one.weights()}
 
 
@@ -155,7 +158,11 @@ def resumed(folder: Path, case: Case, several: Any, world: World) -> dict[str, A
     place = world.shared(lambda: Path(tempfile.mkdtemp(prefix="ranks-")))
     several.save(place)
     again, alone = learner(folder, case, several.sharding), learner(folder, case, WHOLE)
-    other: Sharding = Whole(world) if several.sharding.lockstep else Rows(world, case.dtype, "cpu")
+    other: Sharding = Rows(world, case.dtype, "cpu")
+    if isinstance(several.sharding, Rows) and not (case.critic or case.scorer):
+        other = Zero(world, case.dtype, "cpu", 3)
+    elif several.sharding.lockstep:
+        other = Whole(world)
     changed = learner(folder, case, other)
     for one in (again, alone, changed):
         one.load(place)
@@ -172,12 +179,17 @@ def main(names: list[str]) -> None:
     make: dict[str, Callable[[World, Case], Sharding]] = {
         "ddp": lambda world, case: Whole(world),
         "fsdp2": lambda world, case: Rows(world, case.dtype, "cpu"),
+        "zero1": lambda world, case: Zero(world, case.dtype, "cpu", 1),
+        "zero2": lambda world, case: Zero(world, case.dtype, "cpu", 2),
+        "zero3": lambda world, case: Zero(world, case.dtype, "cpu", 3),
     }
     with connected("cpu", 120.0) as world:
         found = {}
         for strategy, sharding in make.items():
             for name, case in CASES.items():
-                if names and name not in names:
+                if (names and not {name, strategy} >= set(names)) or (
+                    (case.critic or case.scorer) and "zero" in strategy
+                ):
                     continue
                 folder = world.shared(lambda: tiny_folder(Path(tempfile.mkdtemp()), tied=case.tied))  # noqa: B023
                 found[f"{strategy}: {name}"] = compare(folder, case, sharding(world, case), world)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.ranks import on_ranks
 
-STRATEGIES = ("ddp", "fsdp2")
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 CASES = (
     "full",
     "untied",
@@ -21,6 +21,9 @@ CASES = (
     "half",
     "a reward model",
 )
+REFUSED = ("a critic", "a reward model")
+"""Under ZeRO, when a recipe is checked."""
+EACH = [(s, c) for s in STRATEGIES for c in CASES if not (s.startswith("zero") and c in REFUSED)]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,7 @@ def found() -> dict[str, Any]:
     return out
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "case"), EACH)
 def test_two_ranks_learn_what_one_process_learns(found: dict[str, Any], strategy: str, case: str) -> None:
     figures = found[f"{strategy}: {case}"]
     # In bf16 a sum in another order is rounded another way.
@@ -46,14 +48,13 @@ def test_two_ranks_learn_what_one_process_learns(found: dict[str, Any], strategy
         assert figures.get(name, 0.0) <= (0.5 if case == "half" else 1e-3), name
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "case"), EACH)
 def test_a_checkpoint_of_two_ranks_is_gone_on_from_by_one_and_under_the_other_strategy(
     found: dict[str, Any], strategy: str, case: str
 ) -> None:
     figures = found[f"{strategy}: {case}"]
     assert figures["resumed"] == 0.0
-    bound = 3e-2 if case == "half" else 1e-6
+    bound = 3e-2 if case == "half" else 1e-5
     assert figures["loaded"] <= (2**-8 if case == "half" else 0.0)
     assert figures["resumed by one"] <= bound
     assert figures["resumed otherwise"] <= bound
