@@ -191,8 +191,8 @@ class Learner(Block):
                 f"hardware.learner.processes: {self.processes}, but strategy single trains in one; use strategy ddp, "
                 "fsdp2 or zero3"
             )
-        able = {"zero1": ("none", "optimizer"), "zero2": ("none", "optimizer")}
-        able["zero3"] = (*able["zero2"], "parameters")
+        able: dict[str, tuple[str, ...]] = dict.fromkeys(("zero1", "zero2"), ("none", "optimizer"))
+        able["zero3"] = ("none", "optimizer", "parameters")
         if self.offload not in able.get(self.strategy, ("none",)):
             way = "zero3" if self.offload == "parameters" else "zero1, zero2 or zero3"
             raise ValueError(

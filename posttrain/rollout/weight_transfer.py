@@ -61,6 +61,8 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
             self._finalize()
         self.reached: set[str] = set()
         self.unfinished = True
+        if self.device.type == "cpu":
+            _forget_expert_kernels(self.model)
         with torch.device(self.device):
             initialize_layerwise_reload(self.model)
 
@@ -82,7 +84,11 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
             self.filling = Filling(self.places)
             self.reached |= self.filling(update_info.pieces)
         if update_info.weights is not None:
-            self.reached |= self.model.load_weights(update_info.weights) or set()
+            try:
+                self.reached |= self.model.load_weights(update_info.weights) or set()
+            except ValueError as error:
+                # Mixtral, for one, has names in transformers' memory that vLLM's loader has no place for.
+                raise SyncError(f"the engine's own loader refuses these weights: {error}") from error
 
     def finish_weight_update(self) -> None:
         self._finalize()
@@ -96,6 +102,15 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
     def shutdown(self) -> None:
         """Nothing is held open."""
+
+
+def _forget_expert_kernels(model: torch.nn.Module) -> None:
+    # vLLM (0.32) packs experts for a CPU only when their kernel is made. With the old kernel in place a reload would
+    # copy them unpacked into the packed storage, and say nothing.
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def register() -> str:
