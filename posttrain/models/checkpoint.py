@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,9 @@ def export_policy(
 
 def _written(model: Any, folder: Path, tensors: dict[str, Tensor]) -> None:
     """A model's config, generation defaults, and these tensors."""
+    if not torch.cuda.is_available():
+        # What is saved is looked at for an engine of DeepSpeed's, which would remark on the device it finds.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # The config says in which dtype the model is loaded again: that of the tensors, not of fp32 masters.
     found = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
     before, model.config.dtype = model.config.dtype, found
