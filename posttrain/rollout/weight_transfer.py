@@ -108,7 +108,7 @@ def _forget_expert_kernels(model: torch.nn.Module) -> None:
     # vLLM (0.32) packs experts for a CPU only when their kernel is made. With the old kernel in place a reload would
     # copy them unpacked into the packed storage, and say nothing.
     for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
+        method: Any = getattr(layer, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
