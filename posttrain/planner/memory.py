@@ -39,17 +39,32 @@ class Placement:
 
     @property
     def sharded(self) -> bool:
-        return self.strategy == "fsdp2" and self.ranks > 1
+        """Whether a rank keeps a part of each parameter only."""
+        return self.strategy in ("fsdp2", "zero3") and self.ranks > 1
+
+    @property
+    def zero(self) -> bool:
+        """Whether masters are copies of their own, whatever the dtype, cut over the ranks."""
+        return self.strategy.startswith("zero") and self.ranks > 1
 
     @property
     def share(self) -> float:
-        """Of each tensor, what lies on one rank of the learner."""
+        """Of each parameter, what lies on one rank of the learner."""
         return 1 / self.ranks if self.sharded else 1.0
 
     @property
+    def share_of_gradients(self) -> float:
+        return 1 / self.ranks if self.sharded or (self.zero and self.strategy == "zero2") else 1.0
+
+    @property
+    def share_of_state(self) -> float:
+        """Of masters and moments."""
+        return 1 / self.ranks if self.sharded or self.zero else 1.0
+
+    @property
     def stored(self) -> int:
-        """Bytes of a parameter where it is kept: shards are their own masters."""
-        return max(WIDE, self.itemsize) if self.sharded else self.itemsize
+        """Bytes of a parameter where it is kept: FSDP2's shards are their own masters."""
+        return max(WIDE, self.itemsize) if self.sharded and not self.zero else self.itemsize
 
 
 def computing(recipe: Recipe, shape: Shape, work: Work, placement: Placement) -> Computing:
@@ -67,13 +82,13 @@ def computing(recipe: Recipe, shape: Shape, work: Work, placement: Placement) ->
 def state_terms(shape: Shape, trained: int, placement: Placement) -> dict[str, float]:
     """Weights, masters and AdamW's two moments of a model of which `trained` parameters learn."""
     wide = max(WIDE, placement.itemsize)
-    separate = placement.itemsize < WIDE and not placement.sharded
+    separate = placement.zero or (placement.itemsize < WIDE and not placement.sharded)
     adapters = trained if trained < shape.parameters else 0
     weights = shape.parameters * placement.stored + adapters * wide
     return {
         "weights": weights * placement.share,
-        "masters": trained * wide * placement.share if separate and not adapters else 0.0,
-        "moments": 2 * trained * wide * placement.share,
+        "masters": trained * wide * placement.share_of_state if separate and (placement.zero or not adapters) else 0.0,
+        "moments": 2 * trained * wide * placement.share_of_state,
     }
 
 
@@ -82,7 +97,7 @@ def learning_terms(
 ) -> dict[str, float]:
     """Of one device while it learns, at the fullest moment; what an engine keeps is not among them."""
     policy = computing(recipe, shape, work, placement)
-    moment = peak(policy, placement.share)
+    moment = peak(policy, placement.share_of_gradients)
     terms = state_terms(shape, policy.trained, placement)
     terms |= {"gradients": moment.gradients, "activations": moment.activations, "logits": moment.logits}
     if placement.sharded:
@@ -93,8 +108,8 @@ def learning_terms(
 
 
 def gathered(shape: Shape, placement: Placement) -> float:
-    """What FSDP2 has brought together: embeddings and head during the whole pass, layers one after the other, and the
-    gradient of one in the model's dtype and in fp32 on its way to its shards.
+    """What FSDP2 or ZeRO-3 has brought together: embeddings and head during the whole pass, layers one after the other,
+    and the gradient of one in the model's dtype and in fp32 on its way to its shards.
     """
     e, wide = placement.itemsize, max(WIDE, placement.itemsize)
     ends = shape.parameters - shape.layers * shape.layer_parameters
@@ -114,7 +129,7 @@ def companions(
         size = shape.parameters * placement.stored * placement.share
         if trained:
             size = sum(state_terms(shape, trained, placement).values())
-            size += trained * max(WIDE, placement.itemsize) * placement.share
+            size += trained * max(WIDE, placement.itemsize) * placement.share_of_gradients
         # Its graph lives beside the policy's until the one backward pass.
         whole = Activations(shape, policy.activations.size, placement.itemsize)
         found["critic"] = size + (shape.layers * whole.layer() + whole.around() if trained else 0.0)
@@ -123,4 +138,4 @@ def companions(
 
 def fullest(recipe: Recipe, shape: Shape, work: Work, placement: Placement) -> Moment:
     """The moment of a micro-batch at which the policy takes most."""
-    return peak(computing(recipe, shape, work, placement), placement.share)
+    return peak(computing(recipe, shape, work, placement), placement.share_of_gradients)

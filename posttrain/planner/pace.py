@@ -56,7 +56,7 @@ def learning_seconds(flops: float, sent: float, work: Work, placement: Placement
 
 def optimiser_seconds(trained: int, work: Work, placement: Placement, machine: Machine) -> float:
     """AdamW of one rank in all updates of a step: it only reads and writes."""
-    moved = work.updates * OPTIMISER * trained * max(WIDE, placement.itemsize) * placement.share
+    moved = work.updates * OPTIMISER * trained * max(WIDE, placement.itemsize) * placement.share_of_state
     return moved / machine.read_rate(placement.ranks)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from posttrain.errors import PosttrainError
 from posttrain.hybrid.plan import Architecture, Generation, Tensor, Training, make_plan
@@ -11,6 +13,9 @@ from posttrain.planner.activations import WIDE
 from posttrain.planner.memory import Placement
 from posttrain.planner.shape import Shape
 from posttrain.planner.work import Work
+
+LAYOUTS: Mapping[str, Literal["rows", "flat"]] = {"fsdp2": "rows", "zero3": "flat"}
+"""How a strategy cuts a tensor."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def _planned(shape: Shape, placement: Placement, machine_ranks: int) -> tuple[in
     tensors = [Tensor(name, size, placement.itemsize) for name, size in shape.tensors()]
     experts = shape.experts.count if shape.experts else 0
     architecture = Architecture(shape.family, shape.heads, shape.kv_heads, shape.vocabulary, experts, shape.tied)
-    training = Training(placement.ranks, "rows" if placement.sharded else "whole")
+    training = Training(placement.ranks, LAYOUTS[placement.strategy] if placement.sharded else "whole")
     replicas = placement.ranks // placement.span
     per_machine = machine_ranks if placement.ranks % machine_ranks == 0 else None
     try:
