@@ -21,7 +21,7 @@ BOUND = 1e-4
 CASES = [
     ("tied", "fsdp2", 2),
     *(
-        pytest.param(*case, marks=pytest.mark.prove)
+        pytest.param(case, marks=pytest.mark.prove)
         for case in (("untied", "fsdp2", 1), ("moe", "fsdp2", 2), ("untied", "ddp", 2), ("moe", "fsdp2", 1))
     ),
 ]
