@@ -20,7 +20,8 @@ from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import Coefficients
 from posttrain.data.packing import Packing
 from posttrain.learner import Policy
-from posttrain.learner.accumulate import accumulate
+from posttrain.learner.accumulate import Passes, accumulate
+from posttrain.learner.sharding import WHOLE
 from posttrain.metrics import Report
 from posttrain.rewards.pairwise import WinRates
 from posttrain.rollout import Request
@@ -109,7 +110,8 @@ class ToyLearner:
     def accumulate(
         self, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
     ) -> tuple[Report, list[Tensor]]:
-        return accumulate(lambda b: self._score(b, algorithm), Tensor.backward, batches, algorithm, coefficients)
+        passes = Passes(lambda b: self._score(b, algorithm), Tensor.backward, WHOLE)
+        return accumulate(passes, batches, algorithm, coefficients)
 
     def _score(self, batch: Batch, algorithm: Algorithm) -> Scored:
         tokens = batch.tokens.view(-1, LENGTH + 1)
