@@ -61,7 +61,7 @@ def references(recipe: Recipe, checkpoint: Checkpoint, sharding: Sharding) -> Re
             continue
         key = f"reference.policies[{i}].path"
         folder = checkpoint.folder if policy.path is None else checkpoint_folder(policy.path, policy.revision, key)
-        model = load_policy(folder, plain, sharding.stored(checkpoint.dtype), checkpoint.device)
+        model = load_policy(folder, plain, checkpoint.dtype, checkpoint.device)
         size, own = model.get_input_embeddings().num_embeddings, len(checkpoint.tokenizer)
         if size < own:
             raise ModelError(f"{key}: {policy.path!r} knows {size} tokens, but the policy's tokenizer has {own}")
@@ -82,8 +82,7 @@ def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int, 
     folder = checkpoint.folder
     if settings.path is not None:
         folder = checkpoint_folder(settings.path, settings.revision, "critic.path")
-    dtype = sharding.stored(checkpoint.dtype)
-    model = load_scorer(folder, outputs, dtype, checkpoint.device, recipe.model.trust_remote_code)
+    model = load_scorer(folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code)
     if frozen:
         model.requires_grad_(False)
     return Critic(model, settings, recipe.optimizer, updates, sharding)

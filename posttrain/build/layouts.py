@@ -58,6 +58,10 @@ def zero_mistakes(recipe: Recipe, algorithm: Algorithm) -> list[str]:
             exact and learner.strategy == "zero3"
         ),
         f"hardware.dtype: {recipe.hardware.dtype} has no fp32 masters": recipe.hardware.dtype == "float64",
+        # Another optimiser of DeepSpeed's, with other pieces: stage 2 holds less, and is the same otherwise.
+        "hardware.dtype: bfloat16 is for zero2 and zero3": (
+            learner.strategy == "zero1" and recipe.hardware.dtype == "bfloat16"
+        ),
     }
     found = [f"{key}, but {reason}; {way}" for reason, true in cannot.items() if true]
     if learner.offload != "none" and recipe.hardware.device == "cpu":

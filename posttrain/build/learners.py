@@ -24,8 +24,9 @@ def make_learner(checked: Checked, checkpoint: Checkpoint) -> PolicyLearner:
     """The learner of `hardware.learner`, its layout proven on this model."""
     recipe, settings = checked.recipe, checked.recipe.hardware.learner
     torch.manual_seed(recipe.run.seed)
-    dtype = companions.make_sharding(recipe, checkpoint).stored(checkpoint.dtype)
-    model = load_policy(checkpoint.folder, recipe.model, dtype, checkpoint.device, settings.gradient_checkpointing)
+    model = load_policy(
+        checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device, settings.gradient_checkpointing
+    )
     layout: Layout = "tree" if settings.layout == "auto" else settings.layout
     if settings.layout == "auto":
         with contextlib.suppress(ModelError):
@@ -58,9 +59,8 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
     recipe, cell = checked.recipe, checked.algorithm.objective
     torch.manual_seed(recipe.run.seed)
     outputs = int(cell.settings.get("value_bins", cell.settings.get("heads", 1)))
-    dtype = companions.make_sharding(recipe, checkpoint).stored(checkpoint.dtype)
     trusted = recipe.model.trust_remote_code
-    model = load_scorer(checkpoint.folder, outputs, dtype, checkpoint.device, trusted, "model.path")
+    model = load_scorer(checkpoint.folder, outputs, checkpoint.dtype, checkpoint.device, trusted, "model.path")
     if "value_bins" in cell.settings:
         # Who reads the checkpoint must know that its outputs are bins, and of what.
         model.config.value_low, model.config.value_high = cell["value_low"], cell["value_high"]

@@ -52,9 +52,6 @@ class Sharding(Protocol):
     def lockstep(self) -> bool:
         """Whether all ranks must make the same number of passes, as each pass is a collective."""
 
-    def stored(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that parameters are loaded in, where the model computes in `dtype`."""
-
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         """Lay the parameters out, those `apart` whole on every rank, and say what the model is asked through from then
         on. Called once, before an optimiser knows them. `settings` are those of a model that is trained.
@@ -82,9 +79,6 @@ class Whole:
 
     world: World
     lockstep: bool = False
-
-    def stored(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
 
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         """Nothing moves."""
@@ -115,7 +109,7 @@ class Rows:
     """FSDP2: every parameter is cut along its first dimension, a layer is brought together while it computes, and its
     gradients are added up in fp32 on their way back to their shards.
 
-    Parameters are kept in fp32 (they are their own masters) and computed with in `dtype`.
+    Parameters of a model that is trained are kept in fp32 (they are their own masters), and computed with in `dtype`.
     """
 
     lockstep = True
@@ -127,14 +121,15 @@ class Rows:
         self.world = world
         self._mesh = init_device_mesh(device, (world.size,))
         low = dtype in (torch.bfloat16, torch.float16)
+        self._low = low
         self._policy = MixedPrecisionPolicy(dtype, torch.float32) if low else MixedPrecisionPolicy()
-
-    def stored(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.promote_types(dtype, torch.float32)
 
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         from torch.distributed.fsdp import fully_shard
 
+        if self._low and any(p.requires_grad for p in reader.model.parameters()):
+            # From the rounded weights, as every other strategy's masters are.
+            reader.model.float()
         for layer in _layers(reader.model):
             fully_shard(layer, mesh=self._mesh, mp_policy=self._policy)
         # Everything else, embeddings and head among them, is brought together around the whole pass.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from posttrain.errors import ModelError
 from posttrain.learner.sharding import Asking, Reader
 from posttrain.learner.stepper import Steps
 from posttrain.learner.zero_steps import Engine, ZeroStepper
@@ -33,6 +34,8 @@ class Zero:
     def __init__(self, world: World, dtype: torch.dtype, device: str, stage: int, offload: Offload = "none") -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
+        if stage == 1 and dtype == torch.bfloat16:
+            raise ModelError("hardware.learner.strategy: zero1, but hardware.dtype: bfloat16 is for zero2 and zero3")
         if device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
@@ -45,9 +48,6 @@ class Zero:
         self.world, self.stage, self.device = world, stage, device
         self.mesh = init_device_mesh(device, (world.size,))
         self._dtype, self._offload = dtype, offload
-
-    def stored(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
 
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         import deepspeed

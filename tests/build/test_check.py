@@ -138,6 +138,7 @@ def test_a_mistake_is_named_with_its_value_and_a_way_out(folder: Path, override:
         ),
         ("zero3", ["algorithm={name: grpo, kl: in_loss, kl_estimator: exact}"], "kl_estimator: exact"),
         ("zero3", ["hardware.dtype=float64"], "float64 has no fp32 masters"),
+        ("zero1", ["hardware.dtype=bfloat16"], "bfloat16 is for zero2 and zero3"),
     ],
 )
 def test_what_deepspeed_cannot_do_with_a_row_is_refused(

@@ -21,9 +21,10 @@ CASES = (
     "half",
     "a reward model",
 )
-REFUSED = ("a critic", "a reward model")
-"""Under ZeRO, when a recipe is checked."""
-EACH = [(s, c) for s in STRATEGIES for c in CASES if not (s.startswith("zero") and c in REFUSED)]
+REFUSED = dict.fromkeys(("zero2", "zero3"), ("a critic", "a reward model"))
+"""When a recipe is checked."""
+REFUSED["zero1"] = (*REFUSED["zero2"], "half")
+EACH = [(s, c) for s in STRATEGIES for c in CASES if c not in REFUSED.get(s, ())]
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +37,16 @@ def found() -> dict[str, Any]:
 @pytest.mark.parametrize(("strategy", "case"), EACH)
 def test_two_ranks_learn_what_one_process_learns(found: dict[str, Any], strategy: str, case: str) -> None:
     figures = found[f"{strategy}: {case}"]
-    # In bf16 a sum in another order is rounded another way.
-    bound = 3e-2 if case == "half" else 1e-5
+    # A sum in another order may be rounded to the next number of bf16.
+    bound = 2**-8 if case == "half" else 1e-5
     assert figures["moved"] > 1e-2
     assert figures["weights"] <= bound
     assert figures["start"] <= (2**-8 if case == "half" else 0.0)
-    # Norms and losses that are near zero have fewer digits in common; in bf16 they have one.
-    assert figures["figures"] <= (0.5 if case == "half" else 1e-4)
+    # Norms and losses that are near zero have fewer digits in common.
+    assert figures["figures"] <= (1e-2 if case == "half" else 1e-4)
     assert figures["same on all ranks"] is True
     for name in ("policy", "reference", "logits"):
-        assert figures.get(name, 0.0) <= (0.5 if case == "half" else 1e-3), name
+        assert figures.get(name, 0.0) <= (0.1 if case == "half" else 1e-3), name
 
 
 @pytest.mark.parametrize(("strategy", "case"), EACH)
@@ -54,7 +55,7 @@ def test_a_checkpoint_of_two_ranks_is_gone_on_from_by_one_and_under_the_other_st
 ) -> None:
     figures = found[f"{strategy}: {case}"]
     assert figures["resumed"] == 0.0
-    bound = 3e-2 if case == "half" else 1e-6
+    bound = 2**-8 if case == "half" else 1e-6
     assert figures["loaded"] <= (2**-8 if case == "half" else 0.0)
     assert figures["resumed by one"] <= bound
     assert figures["resumed otherwise"] <= bound
