@@ -27,6 +27,6 @@ def equal(one: Path, other: Path, who: str = "learner") -> None:
     for name, value in numbers.items():
         assert torch.equal(value, others[name]) if isinstance(value, Tensor) else value == others[name], name
     assert tensors.keys() == theirs.keys()
-    assert any(name.startswith("exp_avg") for name in tensors)
+    assert any(name.startswith("trained/") for name in tensors)
     for name, tensor in tensors.items():
         assert torch.equal(tensor, theirs[name]), name
