@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Packing:
     """Of log-probabilities and advantages."""
     ranks: int = 1
     """How many compute at the same time: as many micro-batches are wanted, where there are rows enough."""
+    layout: Literal["tree", "rows", "packed"] = "rows"
+    """How the learner places a micro-batch: read by what counts positions, not by the packing itself."""
 
 
 def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:

@@ -66,6 +66,7 @@ class PolicyLearner:
             share_prompts=computation.layout == "tree",
             dtype=torch.promote_types(self.dtype, torch.float32),
             ranks=self.sharding.world.size,
+            layout=computation.layout,
         )
         self.backbone = Backbone(model)
         self.reader = self.sharding.place(Reader(model), settings=optimizer)

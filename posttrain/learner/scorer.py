@@ -61,6 +61,7 @@ class ScorerLearner:
             share_prompts=computation.layout == "tree",
             dtype=torch.promote_types(self.dtype, torch.float32),
             ranks=self.sharding.world.size,
+            layout=computation.layout,
         )
         self.reader = self.sharding.place(Reader(model), list(self.head.parameters()), optimizer)
         self.stepper = self.sharding.stepper(self.reader, optimizer, total_updates, "reward model")
