@@ -18,8 +18,8 @@ from posttrain.data.rows import columns_of
 from posttrain.data.shapes import require
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.metrics.sinks import missing
-from posttrain.models.location import Location, context_length, locate
-from posttrain.recipe import Critic, Recipe, Reference, Rollout
+from posttrain.models.location import Location, config_of, context_length, locate
+from posttrain.recipe import Critic, Recipe, Reference, Rollout, adapters_mistakes
 from posttrain.rewards import VerifierSignature, signature_of
 
 Value = TypeVar("Value")
@@ -99,6 +99,8 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
         mistakes += _pairwise(recipe, algorithm, signatures) + zero_mistakes(recipe, algorithm)
     mistakes += greedy_pairs(recipe, signatures) + time_limits(recipe, signatures)
     mistakes += layout_mistakes(recipe, location) + _machine(recipe, algorithm)
+    config = config_of(location) if location else {}
+    mistakes += adapters_mistakes(recipe, _samples(recipe, algorithm), config)
     if mistakes:
         raise RecipeError(list(dict.fromkeys(mistakes)), source)
     said = tuple(equations(recipe, algorithm)) if algorithm else ()
@@ -260,9 +262,12 @@ def _pairwise(recipe: Recipe, algorithm: Algorithm, signatures: Sequence[Verifie
     return found
 
 
+def _samples(recipe: Recipe, algorithm: Algorithm | None) -> bool:
+    return algorithm is None or algorithm.needs.sampler or bool(recipe.rewards and recipe.data.eval)
+
+
 def _machine(recipe: Recipe, algorithm: Algorithm | None) -> list[str]:
-    mistakes = []
-    samples = algorithm is None or algorithm.needs.sampler or bool(recipe.rewards and recipe.data.eval)
+    mistakes, samples = [], _samples(recipe, algorithm)
     if samples and recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         mistakes.append(
             'rollout.engine: vllm is not installed; pip install "posttrain[vllm]" on a GPU machine, run `make install` '

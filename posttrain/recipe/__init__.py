@@ -1,5 +1,6 @@
 """The shape of a recipe: YAML to a frozen typed tree. Imports no torch."""
 
+from posttrain.recipe.adapters import adapters_mistakes, merged_because
 from posttrain.recipe.blocks import (
     AlgorithmChoice,
     Auxiliary,
@@ -14,9 +15,8 @@ from posttrain.recipe.blocks import (
     Reward,
     Rollout,
     Run,
-    Sampler,
-    Servers,
 )
+from posttrain.recipe.engines import Sampler, Servers
 from posttrain.recipe.load import dump, load, parse
 from posttrain.recipe.policies import Critic, Lora, Model, Reference, ReferencePolicy
 from posttrain.recipe.sources import FileSource, HubSource, ReasoningGymSource, Shot, Since, Source
@@ -48,7 +48,9 @@ __all__ = [
     "Shot",
     "Since",
     "Source",
+    "adapters_mistakes",
     "dump",
     "load",
+    "merged_because",
     "parse",
 ]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from posttrain.recipe.engines import Sampler
 from posttrain.recipe.policies import Block, Critic, Model, Reference
 from posttrain.recipe.sources import Source
 
@@ -177,6 +178,8 @@ class Learner(Block):
     """Started on this machine, each with the whole loop; under torchrun or accelerate launch, it is theirs to say."""
     layout: Literal["auto", "tree", "rows", "packed"] = "auto"
     """How a micro-batch lies in attention: tree computes a prompt once for its group. Gradients do not depend on it."""
+    attention: Literal["auto", "trees", "masked"] = "auto"
+    """How attention is told what lies in a row: trees computes only what is allowed, and rows need no padding."""
     micro_batch_tokens: PositiveInt = 4096
     """Token positions of one forward pass, padding included; gradients do not depend on it."""
     logit_chunk: PositiveInt = 512
@@ -198,53 +201,6 @@ class Learner(Block):
             raise ValueError(
                 f"hardware.learner.offload: {self.offload}, but strategy {self.strategy} has no such thing; use {way}, "
                 "or none"
-            )
-        return self
-
-
-class Servers(Block):
-    """Engines in processes of their own, here or on other machines."""
-
-    addresses: tuple[str, ...] = ()
-    """Of servers that run already, `http://host:port`; none: they are started here."""
-    token_from: str | None = None
-    """The environment variable with what the proxies before them ask for: a token is not written into a recipe."""
-    replicas: PositiveInt = 1
-    """How many are started here."""
-    restarts: int = Field(3, ge=0)
-    """How often in a run those may be started again."""
-    start_timeout: PositiveFloat = 600.0
-    """Seconds until one started here must answer."""
-    answer_timeout: PositiveFloat = 3600.0
-    """Seconds one response may take before its server counts as lost."""
-
-
-class Sampler(Block):
-    """The generating side."""
-
-    placement: Literal["colocated", "servers"] = "colocated"
-    """colocated: in the processes that learn; servers: apart from them."""
-    servers: Servers = Servers()
-    sync: Literal["auto", "planned", "gathered"] = "auto"
-    """planned: each rank receives only what its part of the engine holds; gathered: all weights are brought together on
-    every rank; auto: planned where a plan covers model and layouts. A run says at its start which, and why.
-    """
-    tensor_parallel: PositiveInt = 1
-    memory: float = Field(1.0, gt=0)
-    """For the key-value cache: GiB on a CPU; on a GPU, at most 1, the engine's share of the card."""
-    max_sequences: PositiveInt = 128
-    """Sequences decoded at one time."""
-    compile: bool = False
-    """Let the engine compile its graph: slower to start, faster to decode."""
-
-    @model_validator(mode="after")
-    def _read(self) -> Sampler:
-        if self.placement == "colocated" and self.servers != Servers():
-            raise ValueError("hardware.sampler.servers: nothing reads it; set placement: servers, or leave it out")
-        if self.servers.addresses and self.servers.replicas > 1:
-            raise ValueError(
-                f"hardware.sampler.servers.replicas: {self.servers.replicas}, but those at addresses run already; "
-                "leave one out"
             )
         return self
 
