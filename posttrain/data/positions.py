@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby, pairwise
-from os.path import commonprefix
+from itertools import groupby, pairwise, takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,7 +80,13 @@ def _rows(sequences: Sequences, layout: str) -> Iterator[tuple[Sequences, int]]:
     else:
         for _, members in groupby(sequences, key=lambda sequence: sequence[0]):
             row = list(members)
-            yield row, len(commonprefix([prompt for _, prompt, _ in row])) if len(row) > 1 else 0
+            yield row, _common([prompt for _, prompt, _ in row]) if len(row) > 1 else 0
+
+
+def _common(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many leading tokens are the same in all."""
+    together = zip(*prompts, strict=False)
+    return sum(1 for _ in takewhile(lambda at: len(set(at)) == 1, together))
 
 
 def _distinct(prompts: Sequence[tuple[int, ...]]) -> int:
@@ -89,5 +94,5 @@ def _distinct(prompts: Sequence[tuple[int, ...]]) -> int:
     if len(set(prompts)) == 1:
         return len(prompts[0])
     ordered = sorted(prompts)
-    again = sum(len(commonprefix(pair)) for pair in pairwise(ordered))
+    again = sum(_common(pair) for pair in pairwise(ordered))
     return sum(map(len, ordered)) - again

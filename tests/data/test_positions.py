@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def cells(batches: Sequence[Batch], layout: Layout) -> Positions:
         placed = _placed(batch, laid.input_ids, layout)
         tokens += sum(len(row) for row in placed)
         starts = [0, *batch.lengths.cumsum(0).tolist()]
-        held += sum(int(batch.mask[a:b].int().argmax()) for a, b in zip(starts, starts[1:], strict=False))
+        held += sum(int(batch.mask[a:b].int().argmax()) for a, b in pairwise(starts))
         for row in placed:
             for group, before, prompt in row:
                 paid += prompt
@@ -92,8 +93,10 @@ def test_prompts_of_a_group_may_differ_after_a_common_beginning(layout: Layout, 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("budget", [30, 10**6])
 def test_a_reward_model_is_read_one_token_further(layout: Layout, budget: int) -> None:
+    # Responses that begin alike are a prompt as far as the first token that is learnt.
+    alike = [sample((1, 2, 3), said, group) for group in range(3) for said in (2, 4)]
     given_only = [replace(s, mask=_last(s.mask)) for s in samples() if bool(s.mask.any())]
-    batches = list(pack(given_only, packing(budget, layout)))
+    batches = list(pack([*given_only, *(replace(s, group=9 + s.group) for s in alike)], packing(budget, layout)))
     assert count(batches, packing(budget, layout), further=1) == cells([after(b) for b in batches], layout)
 
 
