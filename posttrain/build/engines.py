@@ -8,12 +8,13 @@ from pathlib import Path
 
 from posttrain.build.companions import Checkpoint
 from posttrain.build.layouts import heads_mistakes
-from posttrain.errors import RecipeError
+from posttrain.errors import ModelError, RecipeError
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.publishing import choose
 from posttrain.learner import Learner
+from posttrain.models.adapters import Form, expected_adapter
 from posttrain.models.checkpoint import load_policy, stop_tokens
-from posttrain.recipe import Recipe
+from posttrain.recipe import Recipe, merged_because
 from posttrain.rollout import Sampler
 from posttrain.rollout.first import FirstRankSampler
 from posttrain.rollout.shared import SharedSampler
@@ -45,7 +46,21 @@ def make_hybrid(recipe: Recipe, learner: Learner, sampler: Sampler, world: World
     """Both on the same devices, with the way that weights take from one to the other. Raises ModelError where
     `sampler.sync` asks for a plan that there cannot be.
     """
-    return Hybrid(learner, sampler, choose(recipe.hardware.sampler.sync, learner, sampler, world))
+    settings = recipe.hardware.sampler
+    adapters = settings.adapters if recipe.model.lora is not None else None
+    return Hybrid(learner, sampler, choose(settings.sync, learner, sampler, world, adapters))
+
+
+def _adapter(recipe: Recipe, checkpoint: Checkpoint) -> Form | str:
+    """The adapter that the engine is to make room for, or why there is none."""
+    lora, asked = recipe.model.lora, recipe.hardware.sampler.adapters
+    reason = merged_because(recipe, json.loads((checkpoint.folder / "config.json").read_text()))
+    if lora is None or asked == "merged" or reason is not None:
+        return reason or f"hardware.sampler.adapters: {asked}"
+    try:
+        return expected_adapter(checkpoint.folder, lora, recipe.model.trust_remote_code)
+    except ModelError as error:
+        return str(error)
 
 
 def _vllm(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
@@ -58,6 +73,7 @@ def _vllm(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
         hardware=recipe.hardware,
         trust_remote_code=recipe.model.trust_remote_code,
         ranks=checkpoint.world.size,
+        adapter=_adapter(recipe, checkpoint),
     )
     return VllmSampler(checkpoint.folder, checkpoint.tokenizer, options)
 

@@ -201,7 +201,9 @@ def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int, pa
         with unfinished(partial, drawing(heading, checkpoint.folder, benchmark.at_once)) as kept:
             if kept.responses:
                 notes.print(f"{kept.responses} responses were drawn before, and are read from {partial}", markup=False)
-            sampler = make_sampler(recipe, checkpoint, data.max_length)
+            # A checkpoint's policy is whole: its adapter has been merged.
+            whole = recipe.model_copy(update={"model": plain})
+            sampler = make_sampler(whole, checkpoint, data.max_length)
             model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
             sampler.load(merged_weights(model), step)
             result = measure(sampler, benchmark, kept)

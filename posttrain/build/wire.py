@@ -227,7 +227,8 @@ def _published(engine: Hybrid | None) -> Callable[[], Report]:
     """What publishing weights cost since the last step; present in every line, also where nothing was published."""
     if engine is None:
         return Report
-    names = ("sync/seconds", *(("sync/bytes_received", "sync/bytes_bound") * isinstance(engine.publishing, Planned)))
+    planned = isinstance(engine.publishing, Planned)
+    names = ("sync/seconds", *(("sync/bytes_received", "sync/bytes_bound") if planned else ("sync/bytes",)))
     nothing = sum((Report.sum(name, 0.0) for name in names), Report())
     return lambda: engine.take_report() + nothing
 

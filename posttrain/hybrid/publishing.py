@@ -9,6 +9,7 @@ from typing import Literal, Protocol, cast
 from torch import Tensor
 
 from posttrain.errors import ModelError, PosttrainError
+from posttrain.hybrid.adapting import Apart, Counted
 from posttrain.hybrid.plan import Architecture, Generation, Training, make_plan
 from posttrain.hybrid.plan import Tensor as Shape
 from posttrain.hybrid.transfer import CAP, Transfer
@@ -19,6 +20,7 @@ from posttrain.rollout import Fillable, Sampler
 from posttrain.world import World
 
 Way = Literal["auto", "planned", "gathered"]
+Adapters = Literal["auto", "merged", "apart"]
 
 
 class Publishing(Protocol):
@@ -38,9 +40,9 @@ class Gathered:
         self.words = "weights: gathered on every rank" + (f" ({reason})" if reason else "")
 
     def publish(self, learner: Learner, sampler: Sampler) -> Report:
-        started = time.perf_counter()
-        sampler.load(learner.weights(), learner.version)
-        return Report.sum("sync/seconds", time.perf_counter() - started)
+        started, counted = time.perf_counter(), Counted()
+        sampler.load(counted(learner.weights()), learner.version)
+        return Report.sum("sync/seconds", time.perf_counter() - started) + Report.sum("sync/bytes", counted.bytes)
 
 
 class Planned:
@@ -86,10 +88,18 @@ def _shards(learner: Learner) -> Shards:
     return found
 
 
-def choose(way: Way, learner: Learner, sampler: Sampler, world: World) -> Publishing:
-    """`auto` is planned where a plan covers learner and sampler, else gathered, and `words` give the reason. Raises
-    ModelError where planned is asked for and cannot be.
+def choose(way: Way, learner: Learner, sampler: Sampler, world: World, adapters: Adapters | None = None) -> Publishing:
+    """`adapters` is None for a policy without one; else `auto` is apart where learner and engine can and a probe
+    agrees. Of whole weights, `auto` is planned where a plan covers learner and sampler, else gathered. `words` give the
+    reason. Raises ModelError where apart or planned is asked for and cannot be.
     """
+    if adapters in ("auto", "apart") and way != "planned":
+        try:
+            return Apart(learner, sampler)
+        except PosttrainError as error:
+            if adapters == "apart":
+                raise ModelError(f"hardware.sampler.adapters: apart, but {error}; use merged or auto") from None
+            return Gathered(f"the adapter merged: {error}")
     if way == "gathered":
         return Gathered()
     try:

@@ -30,6 +30,7 @@ from posttrain.learner.shards import Shards, shards_of
 from posttrain.learner.sharing import read
 from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
 from posttrain.metrics import Report
+from posttrain.models.adapters import Adapter
 from posttrain.models.checkpoint import export_policy, merged_weights
 from posttrain.recipe import Optimizer
 from posttrain.types import Batch, Rollout, Sample, Scored
@@ -251,6 +252,10 @@ class PolicyLearner:
     def shards(self) -> Shards:
         """What `weights` yields, as the ranks store it. Raises ModelError where they store something else."""
         return shards_of(self.model, self.dtype)
+
+    def adapter(self) -> Adapter:
+        """The adapter beside its base, as they are. Raises ModelError where it is none that could be served apart."""
+        return Adapter(self.model, self._whole, self.sharding.opened)
 
     def save(self, folder: Path) -> None:
         world = self.sharding.world

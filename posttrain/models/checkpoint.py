@@ -157,15 +157,15 @@ def merged_weights(
     deltas: dict[str, LoraLayer] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            deltas[_plain(f"{name}.weight")] = module
-    tensors = [(_plain(n), t) for n, t in model.state_dict(keep_vars=True).items() if ".lora_" not in n]
+            deltas[plain_name(f"{name}.weight")] = module
+    tensors = [(plain_name(n), t) for n, t in model.state_dict(keep_vars=True).items() if ".lora_" not in n]
     needs = [[t, *(deltas[n].parameters() if n in deltas else ())] for n, t in tensors]
     for number in opened(needs):
         name, tensor = tensors[number]
         yield name, whole(_merged(tensor, deltas[name]) if name in deltas else tensor.detach())
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 

@@ -69,6 +69,26 @@ class Fillable(Protocol):
         """
 
 
+class Adaptable(Protocol):
+    """What a sampler can do beside that serves an adapter apart from the weights of its base."""
+
+    @property
+    def unadapted(self) -> str | None:
+        """Why it can't; None where it can."""
+
+    @property
+    def based(self) -> bool:
+        """Whether it holds a complete base, on which an adapter can be put."""
+
+    def hold(self, base: Iterator[tuple[str, Tensor]]) -> None:
+        """Take a complete set of weights that stays under every adapter, until `load` brings others."""
+
+    def attach(self, adapter: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Take a complete adapter in the place of the one before; `version` counts once every expected tensor has been
+        consumed. Raises SyncError otherwise, and where there is no base.
+        """
+
+
 def request_seed(run_seed: int, purpose: str, step: int, prompt_id: str, sample: int) -> int:
     """A seed for one response, independent of batches, workers and Python's hash randomisation."""
     text = f"{run_seed}/{purpose}/{step}/{prompt_id}/{sample}"

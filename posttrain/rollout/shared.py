@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 
 from posttrain.errors import SyncError
-from posttrain.rollout import Fillable, Parts, Piece, Request, Sampler
+from posttrain.rollout import Adaptable, Fillable, Parts, Piece, Request, Sampler
 from posttrain.rollout.collect import Grades, Groups, Told
 from posttrain.rollout.intake import refusal
 from posttrain.types import Rollout, Sampling, Verdict
@@ -59,6 +59,23 @@ class SharedSampler:
         wrong = [f"rank {rank}: {each}" for rank, each in enumerate(told) if each is not None]
         if wrong:
             raise SyncError("; ".join(wrong))
+        self._failed = False
+
+    @property
+    def unadapted(self) -> str | None:
+        return getattr(self.own, "unadapted", "the engine takes whole weights")
+
+    @property
+    def based(self) -> bool:
+        return cast(Adaptable, self.own).based
+
+    def hold(self, base: Iterator[tuple[str, Tensor]]) -> None:
+        self._failed = True
+        cast(Adaptable, self.own).hold(base)
+
+    def attach(self, adapter: Iterator[tuple[str, Tensor]], version: int) -> None:
+        self._failed = True
+        cast(Adaptable, self.own).attach(adapter, version)
         self._failed = False
 
     def sleep(self) -> None:

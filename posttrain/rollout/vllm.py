@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.errors import ModelError, ParityError, PosttrainError, TrainingError
+from posttrain.errors import ModelError, ParityError, PosttrainError, SyncError, TrainingError
+from posttrain.models.adapters import Form
 from posttrain.models.checkpoint import expected_weights, stop_tokens
 from posttrain.recipe import Hardware
 from posttrain.rollout import Parts, Piece, Request
+from posttrain.rollout.adapters import Adapters, settings
 from posttrain.rollout.intake import Intake, refusal
 from posttrain.types import FinishReason, Rollout, Sampling
 
@@ -23,6 +25,9 @@ CPU_BLOCK = 32
 
 PROTOCOL = ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update")
 """The four phases in which an engine takes new weights."""
+
+BASE = -(2**31)
+"""What an engine calls its weights between a base and its first adapter: no policy has this version."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class EngineOptions:
     trust_remote_code: bool = False
     ranks: int = 1
     """Processes of the run: each has an engine, or a part of one."""
+    adapter: Form | str = "no adapter is served beside the weights"
+    """What this vLLM is to serve beside the weights, if it can; or why nothing is."""
 
 
 class VllmSampler:
@@ -47,10 +54,31 @@ class VllmSampler:
         self.sleeps, self.asleep = options.device != "cpu", False
         self.expected = expected_weights(folder, options.trust_remote_code)
         self.stops = stop_tokens(folder, tokenizer)
-        self.engine = _start(folder, options)
+        self.based, self.adapters = False, None
+        self.unadapted: str | None = options.adapter if isinstance(options.adapter, str) else None
+        extra: dict[str, Any] = {}
+        if not isinstance(options.adapter, str):
+            try:
+                extra = settings(folder, options.adapter, options.trust_remote_code)
+            except ModelError as error:
+                self.unadapted = str(error)
+        try:
+            self.engine = _start(folder, options, extra)
+        except ValueError as error:
+            if not extra:
+                raise
+            # Whether every module can be wrapped is only seen with the model in memory.
+            raise ModelError(
+                f"hardware.sampler.adapters: the engine does not start with {extra}: {error}; use merged"
+            ) from error
         self.engine.init_weight_transfer_engine({"init_info": {}})
         (own_head,) = set(self.engine.apply_model(_has_own_head))
         self.parts = Parts(options.hardware.sampler.tensor_parallel, own_head)
+        if not isinstance(options.adapter, str) and self.unadapted is None:
+            try:
+                self.adapters = Adapters(self.engine, options.adapter)
+            except ModelError as error:
+                self.unadapted = str(error)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         refusal(self.version)
@@ -74,7 +102,8 @@ class VllmSampler:
             )
             for r in requests
         ]
-        outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
+        adapter = self.adapters.request if self.adapters is not None else None
+        outputs = self.engine.generate(prompts, parameters, use_tqdm=False, lora_request=adapter)
         return [self._rollout(r, o, sampling) for r, o in zip(requests, outputs, strict=True)]
 
     def _rollout(self, request: Request, output: Any, sampling: Sampling) -> Rollout:
@@ -112,7 +141,7 @@ class VllmSampler:
         return tuple(versions)
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
-        self.version = None
+        self._forget()
         intake = Intake(self.expected)
         self.engine.start_weight_update()
         self.engine.update_weights({"update_info": {"weights": intake(weights)}})
@@ -122,17 +151,38 @@ class VllmSampler:
 
     def fill(self, pieces: Iterator[Piece], version: int) -> None:
         """As `Fillable` says it."""
-        self.version = None
+        self._forget()
         self.engine.start_weight_update()
         self.engine.update_weights({"update_info": {"pieces": pieces}})
         self.engine.finish_weight_update(weight_version=str(version))
         self.version = version
 
+    def _forget(self) -> None:
+        self.version, self.based = None, False
+        if self.adapters is not None:
+            self.adapters.forget()
+
+    def hold(self, base: Iterator[tuple[str, Tensor]]) -> None:
+        """As `Adaptable` says it."""
+        self.load(base, BASE)
+        self.version, self.based = None, True
+
+    def attach(self, adapter: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """As `Adaptable` says it."""
+        self.version = None
+        if self.adapters is None or not self.based:
+            raise SyncError(self.unadapted or "the engine holds no base for an adapter; sync its weights first")
+        self.adapters.attach(adapter, version)
+        self.engine.llm_engine.set_weight_version(str(version))
+        self.version = version
+
     def sleep(self) -> None:
-        """Free weights and cache on a GPU; a CPU engine has nothing to give back."""
+        """Free weights and cache on a GPU; a CPU engine has nothing to give back. A base that stays is moved to the
+        CPU's memory.
+        """
         if self.sleeps and not self.asleep:
             self.version, self.asleep = None, True
-            self.engine.sleep(level=2)
+            self.engine.sleep(level=1 if self.based else 2)
 
     def wake(self) -> None:
         if self.asleep:
@@ -153,7 +203,7 @@ def _finish(reason: str | None) -> FinishReason:
     raise PosttrainError(f"the engine ended a response with reason {reason!r}")
 
 
-def _start(folder: Path, options: EngineOptions) -> Any:
+def _start(folder: Path, options: EngineOptions, adapters: dict[str, Any]) -> Any:
     """An in-process vLLM engine with neutral sampling defaults, whatever the model's own generation config says."""
     # Read by vLLM when it is imported. One process: deterministic scheduling, and tensors pass without a copy.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -205,4 +255,5 @@ def _start(folder: Path, options: EngineOptions) -> Any:
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **extra,
+        **adapters,
     )

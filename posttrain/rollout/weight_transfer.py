@@ -96,12 +96,17 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
     def require_reached(self) -> None:
         """Raise SyncError naming parameters of the engine's model for which nothing has come since the start."""
-        missed = sorted(self.parameters - self.reached)
+        missed = sorted({_unwrapped(name) for name in self.parameters} - {_unwrapped(name) for name in self.reached})
         if missed:
             raise SyncError(f"the engine consumed nothing for {', '.join(missed[:3])} ({len(missed)} in all)")
 
     def shutdown(self) -> None:
         """Nothing is held open."""
+
+
+def _unwrapped(name: str) -> str:
+    # Where adapters have a place, vLLM's loaders say the layer's own name of what lies inside its wrapper.
+    return name.replace(".base_layer.", ".")
 
 
 def _forget_expert_kernels(model: torch.nn.Module) -> None:
