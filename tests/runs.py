@@ -61,6 +61,7 @@ def run(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[st
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the columns that are times."""
+    """metrics.jsonl without the columns that are times, or say how a step's work was cut."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(("seconds", "_per_second"))} for line in lines]
+    own = [[k for k in line if k.startswith("work/") or k.endswith(("seconds", "_per_second"))] for line in lines]
+    return [{k: v for k, v in line.items() if k not in names} for line, names in zip(lines, own, strict=True)]

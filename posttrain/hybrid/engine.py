@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from posttrain.errors import SyncError
 from posttrain.hybrid.publishing import Gathered, Publishing
 from posttrain.learner import Learner
 from posttrain.metrics import Report
+from posttrain.metrics.timing import handed_over
 from posttrain.rollout import Sampler
 from posttrain.world import note_phase
 
@@ -40,7 +41,7 @@ class Hybrid:
     def generating(self) -> Iterator[Sampler]:
         """A sampler that holds the learner's present weights, all of them."""
         note_phase("publishing weights")
-        self.sampler.wake()
+        self._switch(self.sampler.wake)
         if self.sampler.version != self.learner.version:
             self._report += self.publishing.publish(self.learner, self.sampler)
         note_phase("generating and grading")
@@ -51,7 +52,7 @@ class Hybrid:
         """A sampler that holds another policy's weights, named by a version that no policy of the learner has; the next
         `generating` publishes the learner's again.
         """
-        self.sampler.wake()
+        self._switch(self.sampler.wake)
         if self.sampler.version != version:
             started = time.perf_counter()
             self.sampler.load(weights, version)
@@ -61,9 +62,23 @@ class Hybrid:
     @contextlib.contextmanager
     def training(self) -> Iterator[Learner]:
         """The learner, with what the sampler can spare given back to it."""
-        self.sampler.sleep()
+        self._switch(self.sampler.sleep)
         note_phase("learning")
         yield self.learner
+
+    def _switch(self, change: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        change()
+        self._report += Report.sum("sync/switch_seconds", time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """What publishing, waking and sleeping take in here is also noted as `phase/sync_seconds`: it is counted in the
+        seconds of that phase, and would count twice.
+        """
+        before = handed_over(self._report)
+        yield
+        self._report += Report.sum(f"{phase}/sync_seconds", handed_over(self._report) - before)
 
     def take_report(self) -> Report:
         """What publishing cost since this was last asked."""

@@ -21,6 +21,7 @@ from posttrain.hybrid.parity import ParityGate
 from posttrain.learner import Learner
 from posttrain.loops.reference_cache import ReferenceCache
 from posttrain.loops.reference_point import reference_point
+from posttrain.loops.stopwatch import Stopwatch, untaught
 from posttrain.loops.trust import TrustRegion
 from posttrain.metrics import Report
 from posttrain.objectives.corrections import effective_sample_size
@@ -78,6 +79,7 @@ class Learnt:
 def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: ParityGate | None, step: int) -> Learnt:
     """Update the weights from a step's groups. The gate, where given, is held before the first update."""
     started, updates, algorithm = time.perf_counter(), learning.updates, learning.algorithm
+    learner, watch = Stopwatch.around(learner)
     samples, report = _samples(learner, learning, groups)
     out = Learnt(samples, [[] for _ in samples], algorithm.needs.scorer, report)
     moves = step > updates.warmup_steps
@@ -113,6 +115,7 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
     out.report += trust.close([(s, u[0][1]) for s, u in zip(samples, out.updates, strict=True) if u])
     out.report += _mismatch(out)
     out.report += learning.state.adapt(algorithm, out.report, len(samples))
+    out.report += watch.report + untaught(algorithm, samples)
     return _timed(out, started, updates.epochs)
 
 

@@ -88,6 +88,10 @@ class _Versus:
         self.version: int | None = opponents.engine.sampler.version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        with self.opponents.engine.within("rollout"):
+            return self._said(requests, sampling)
+
+    def _said(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         out: dict[int, Rollout] = {}
         engine = self.opponents.engine
         own = [i for i, r in enumerate(requests) if r.author == "policy"]

@@ -16,6 +16,7 @@ from posttrain.loops.learning import Learnt
 from posttrain.metrics import Report, RunFolder
 from posttrain.metrics.records import record
 from posttrain.metrics.sinks import Sink
+from posttrain.metrics.timing import handed_over
 from posttrain.recipe import Run
 from posttrain.types import Group
 from posttrain.world import ALONE, World
@@ -51,6 +52,8 @@ class Progress:
     told_to_stop: Callable[[], bool] = lambda: False
     world: World = ALONE
     """Who takes part: all measure and save together, and the first rank writes."""
+    between: Report = field(default_factory=Report, init=False)
+    """What writing and saving took since the last step was written down."""
 
     def resume(self) -> int:
         """Restore the newest complete checkpoint and drop what was written after it; the step to go on from."""
@@ -80,23 +83,31 @@ class Progress:
         """Measure and save where due, and write the step down: roll-outs, then metrics, then the checkpoint."""
         run, last = self.run, step == self.run.steps
         if step == 0 or last or (run.evaluate_every and step % run.evaluate_every == 0):
+            report += self.drain()
             at = time.perf_counter()
             seen: list[Group] = []
             for measure in self.measures:
                 about, measured = measure()
                 report, seen = report + about, [*seen, *measured]
+            inside = self.drain()
             if self.measures:
                 report += Report.sum("eval/seconds", time.perf_counter() - at)
+                report += Report.sum("eval/sync_seconds", handed_over(inside))
+            report += inside
             if seen and self.world.rank == 0:
                 self.folder.write_rollouts("eval", step, records(step, seen, Learnt()))
                 self.keep(step, seen)
-        report += self.drain() + Report.sum("step/seconds", time.perf_counter() - started)
+        ended = time.perf_counter()
+        report += self.drain() + self.between + Report.sum("step/seconds", ended - started)
         if self.world.rank == 0:
             self._write(step, report, groups, learnt)
+        written = time.perf_counter()
+        self.between = Report.sum("write/seconds", written - ended)
         stop = self._stopping()
         if step and (last or stop or (run.save_every and step % run.save_every == 0)):
             state = {"step": step} | {name: keeper.state() for name, keeper in self.keepers.items()}
             write_checkpoint(self.folder, step, self.learner, state, run.keep_checkpoints, self.world)
+            self.between += Report.sum("save/seconds", time.perf_counter() - written)
         if stop and not last:
             raise StoppedError(f"told to stop: step {step} is saved; the same command goes on from there")
 
