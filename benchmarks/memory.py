@@ -35,6 +35,7 @@ class Case:
     checkpointing: bool = False
     chunk: int = 512
     layout: str = "rows"
+    attention: str = "trees"
     budget: int = 1024
     groups: int = 2
     prompt: int = 64
@@ -46,6 +47,8 @@ WIDE = replace(BASE, vocabulary=49152)
 CASES = {
     "full": BASE,
     "full, tree": replace(BASE, layout="tree"),
+    "full, masked": replace(BASE, attention="masked"),
+    "full, tree, masked": replace(BASE, layout="tree", attention="masked"),
     "full, untied": replace(BASE, tied=False),
     "full, every head its own keys": replace(BASE, kv_heads=5),
     "full, checkpointing": replace(BASE, checkpointing=True),
@@ -84,6 +87,7 @@ def step(case: Case) -> int:
     from posttrain.algorithms.choice import choose
     from posttrain.algorithms.state import RowState, Terms
     from posttrain.data.packing import pack
+    from posttrain.learner.backbone import take_trees
     from posttrain.learner.computation import Computation
     from posttrain.learner.policy import PolicyLearner
     from posttrain.models.checkpoint import with_adapters
@@ -105,7 +109,8 @@ def step(case: Case) -> int:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if case.lora:
         model = with_adapters(model, Lora(), case.checkpointing)
-    settings = Computation(case.layout, case.budget, case.chunk, 1.0)  # type: ignore[arg-type]
+    flat = case.attention == "trees" and take_trees(model)
+    settings = Computation(case.layout, case.budget, case.chunk, 1.0, flat=flat)  # type: ignore[arg-type]
     learner = PolicyLearner(model, None, Optimizer(), settings, 10)  # type: ignore[arg-type]
     algorithm = choose("grpo", {})
     coefficients = RowState.of(algorithm).coefficients(Terms(max_tokens=case.response))
@@ -161,6 +166,7 @@ def planned(case: Case) -> dict[str, float]:
             "dtype": "float32",
             "learner": {
                 "layout": case.layout,
+                "attention": case.attention,
                 "micro_batch_tokens": case.budget,
                 "logit_chunk": case.chunk,
                 "gradient_checkpointing": case.checkpointing,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from posttrain.learner.backbone import take_trees
 from posttrain.learner.critic import Critic as Value
 from posttrain.learner.layout import Layout
 from posttrain.learner.policy import Companions, Computation, PolicyLearner
@@ -56,9 +57,12 @@ def tiny_learner(
     reference: bool = False,
     critic: Critic | None = None,
     bins: int = 1,
+    flat: bool = True,
     **optimizer: Any,
 ) -> PolicyLearner:
-    """The real Learner on a tiny model. `critic` is the recipe's block, `bins` the outputs of its head."""
+    """The real Learner on a tiny model. `critic` is the recipe's block, `bins` the outputs of its head; `flat` lets
+    attention be told what lies in a row, as a run does.
+    """
     settings, plain = Model(path=str(folder), lora=lora), Model(path=str(folder))
     asked = Optimizer(**{"learning_rate": 1e-3, **optimizer})
     torch.manual_seed(0)
@@ -73,13 +77,20 @@ def tiny_learner(
         # A head of zeros would hide what does not reach the backbone.
         torch.nn.init.normal_((model.score if own else model).weight, std=0.3)
         values = Value(model, critic, asked, 10)
+    beside = Companions(references, values)
     return PolicyLearner(
         policy,
         load_tokenizer(folder),
         asked,
-        Computation(layout, budget, logit_chunk=7, temperature=temperature),
+        Computation(
+            layout,
+            budget,
+            logit_chunk=7,
+            temperature=temperature,
+            flat=flat and all(take_trees(model) for model in [policy, *beside.models()]),
+        ),
         total_updates=10,
-        companions=Companions(references, values),
+        companions=beside,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from posttrain.build import companions
 from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
 from posttrain.errors import ModelError
-from posttrain.learner.backbone import prove_layout, states_agree
+from posttrain.learner.backbone import prove_layout, states_agree, take_trees
 from posttrain.learner.computation import Computation
 from posttrain.learner.layout import Layout
 from posttrain.learner.policy import Companions, PolicyLearner
@@ -41,17 +43,25 @@ def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layou
     recipe, updates, needs = checked.recipe, total_updates(checked), checked.algorithm.needs
     settings = computation(checked, checkpoint, layout, recipe.rollout.temperature if needs.sampler else 1.0)
     sharding = settings.sharding
-    return PolicyLearner(
-        model,
-        checkpoint.tokenizer,
-        recipe.optimizer,
-        settings,
-        total_updates=updates,
-        companions=Companions(
-            references=companions.references(recipe, checkpoint, sharding) if needs.reference else None,
-            critic=companions.critic(checked, checkpoint, model, updates, sharding) if needs.critic else None,
-        ),
+    beside = Companions(
+        references=companions.references(recipe, checkpoint, sharding) if needs.reference else None,
+        critic=companions.critic(checked, checkpoint, model, updates, sharding) if needs.critic else None,
     )
+    settings = replace(settings, flat=_flat([model, *beside.models()], recipe.hardware.learner.attention))
+    return PolicyLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, updates, beside)
+
+
+def _flat(models: Sequence[Any], wanted: str) -> bool:
+    """Whether all models that read the same rows take trees. Raises ModelError where that is asked for and they don't."""
+    if wanted == "masked":
+        return False
+    taken = [take_trees(model) for model in models]
+    if all(taken):
+        return True
+    if wanted == "trees":
+        names = ", ".join(type(m).__name__ for m, took in zip(models, taken, strict=True) if not took)
+        raise ModelError(f"hardware.learner.attention: trees, but {names} attends in another way; use auto or masked")
+    return False
 
 
 def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
@@ -79,7 +89,9 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
         if recipe.hardware.learner.layout != "auto":
             raise ModelError(f"hardware.learner.layout: {layout} gives this model other states than rows; use rows")
         layout = "rows"
-    settings = computation(checked, checkpoint, layout, 1.0)
+    settings = replace(
+        computation(checked, checkpoint, layout, 1.0), flat=_flat([plain], recipe.hardware.learner.attention)
+    )
     return ScorerLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, total_updates(checked))
 
 

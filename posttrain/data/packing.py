@@ -33,6 +33,8 @@ class Packing:
     """How many compute at the same time: as many micro-batches are wanted, where there are rows enough."""
     layout: Literal["tree", "rows", "packed"] = "rows"
     """How the learner places a micro-batch: read by what counts positions, not by the packing itself."""
+    padded: bool = True
+    """Whether rows are filled up to the longest of a micro-batch."""
 
 
 def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
@@ -48,12 +50,17 @@ def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
     area = sum(_length(samples, row, packing) for row in rows)
     budget = packing.budget if packing.ranks == 1 else min(packing.budget, -(-area // packing.ranks))
     waiting: list[list[int]] = []
+    taken = 0
     for row in rows:
-        widest = _length(samples, (waiting or [row])[0], packing)
-        if waiting and widest * (len(waiting) + 1) > budget:
+        length = _length(samples, row, packing)
+        size = (
+            _length(samples, waiting[0], packing) * (len(waiting) + 1) if waiting and packing.padded else taken + length
+        )
+        if waiting and size > budget:
             yield _batch(samples, waiting, packing, totals)
-            waiting = []
+            waiting, taken = [], 0
         waiting.append(row)
+        taken += length
     if waiting:
         yield _batch(samples, waiting, packing, totals)
 

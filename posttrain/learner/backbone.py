@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ModelError
+from posttrain.learner.attention import NAME
 from posttrain.learner.layout import Laid, Layout, lay_out
 from posttrain.learner.logprobs import Chosen, Extras, chosen_logprobs
 from posttrain.types import Batch
@@ -38,11 +39,16 @@ class Backbone:
 
 def predictors(decoder: Any, laid: Laid, device: torch.device) -> Tensor:
     """`[M, H]`: a decoder's hidden states where the masked tokens are predicted."""
+    told = {} if laid.trees is None else {"trees": laid.trees}
+    if told and decoder.config._attn_implementation != NAME:
+        # Another attention takes the argument too, and sees past its own sequence.
+        raise ModelError(f"{type(decoder).__name__} was not asked to take trees")
     out = decoder(
         input_ids=laid.input_ids.to(device),
         position_ids=laid.position_ids.to(device),
         attention_mask=None if laid.attention_mask is None else laid.attention_mask.to(device),
         use_cache=False,
+        **told,
     ).last_hidden_state
     return out[laid.row.to(device), laid.column.to(device)]
 
@@ -55,7 +61,7 @@ def prove_layout(model: Any, layout: Layout) -> None:
     state, scaled or capped logits), naming a layout that is safe.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    kinds = _attentions(config)
     if layout != "rows" and kinds - {"full_attention"}:
         raise ModelError(
             f"hardware.learner.layout: {layout!r} needs full attention in every layer, but this model has "
@@ -87,11 +93,41 @@ def prove_layout(model: Any, layout: Layout) -> None:
         )
 
 
+def _attentions(config: Any) -> set[str]:
+    """Kinds of attention that a model's layers have."""
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
+
+
 @torch.no_grad()
-def states_agree(decoder: Any, layout: Layout, device: torch.device) -> bool:
+def take_trees(model: Any) -> bool:
+    """Let a model's attention be told what lies in a row (`Laid.trees`). False, and nothing changed, where its states
+    would be others: the architecture does not pass it on, or attends differently.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config, before = inner.config, inner.config._attn_implementation
+    if before != "sdpa" or _attentions(config.get_text_config()) != {"full_attention"}:
+        return False
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else getattr(inner, inner.base_model_prefix)
+    training = inner.training
+    inner.set_attn_implementation(NAME)
+    inner.eval()
+    try:
+        right = states_agree(decoder, "tree", next(inner.parameters()).device, flat=True)
+    except TypeError:
+        # A decoder that takes no further arguments.
+        right = False
+    inner.train(training)
+    if not right:
+        inner.set_attn_implementation(before)
+    return right
+
+
+@torch.no_grad()
+def states_agree(decoder: Any, layout: Layout, device: torch.device, flat: bool = False) -> bool:
     """Whether a decoder's states in `layout` are those of sequences on their own, on three short ones."""
     batch = _probe_batch([[11, 5, 23, 7, 3, 9], [11, 5, 23, 7, 14], [11, 5, 23, 7, 6, 2, 8]], 4)
-    plain, laid = (predictors(decoder, lay_out(batch, kind), device) for kind in ("rows", layout))
+    plain, laid = (predictors(decoder, lay_out(batch, *how), device) for how in (("rows",), (layout, flat)))
     bound = 0.05 if plain.dtype in (torch.bfloat16, torch.float16) else 1e-4
     return bool((laid - plain).abs().max() <= bound * plain.abs().max())
 

@@ -23,6 +23,8 @@ class Computation:
     sharding: Sharding = WHOLE
     dtype: torch.dtype | None = None
     """Where it is not that of the parameters."""
+    flat: bool = False
+    """Whether rows lie one behind the other without padding: every model of the learner takes trees."""
 
 
 def scattered(values: Tensor, batch: Batch) -> Tensor:

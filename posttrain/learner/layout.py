@@ -11,10 +11,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from posttrain.learner.attention import Tree
 from posttrain.types import Batch
 
 Layout = Literal["tree", "rows", "packed"]
+SHARED, PADDING = -1, -2
+"""Owners of a slot that are no sequence."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Laid:
     row: Tensor
     column: Tensor
     """`[M]` each: the predictor of the m-th masked token of the Batch, in the Batch's order."""
+    trees: tuple[Tree, ...] | None = None
+    """What lies in the only row there is, where attention is told so instead of by a mask."""
 
 
 @dataclass
@@ -38,41 +44,46 @@ class _Row:
     shared: int
 
 
-def lay_out(batch: Batch, layout: Layout) -> Laid:
-    """Place a Batch's tokens into rows. Right padding is never attended to by a token."""
+def lay_out(batch: Batch, layout: Layout, flat: bool = False) -> Laid:
+    """Place a Batch's tokens into rows. Right padding is never attended to by a token.
+
+    `flat` puts the rows one behind the other, without padding, for a model whose attention takes trees.
+    """
     starts = torch.cat([torch.zeros(1, dtype=torch.long), batch.lengths.cumsum(0)]).tolist()
     rows = _rows(batch, layout, starts)
-    width = max(r.shared + sum(_own(starts, s, r.shared) for s in r.sequences) for r in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    position_ids = torch.zeros_like(input_ids)
-    owner = torch.full((len(rows), width), -2)
-    predictor_row = torch.zeros(len(batch.tokens), dtype=torch.long)
-    predictor_column = torch.zeros_like(predictor_row)
-    for r, row in enumerate(rows):
-        first = starts[row.sequences[0]]
-        input_ids[r, : row.shared] = batch.tokens[first : first + row.shared]
-        position_ids[r, : row.shared] = torch.arange(row.shared)
-        owner[r, : row.shared] = -1
-        at = row.shared
+    input_ids, position_ids, owner, sizes = [], [], [], []
+    predictor = torch.zeros(len(batch.tokens), dtype=torch.long)
+    at = 0
+    for row in rows:
+        first, begun = starts[row.sequences[0]], at
+        input_ids.append(batch.tokens[first : first + row.shared])
+        position_ids.append(torch.arange(row.shared))
+        owner.append(torch.full((row.shared,), SHARED))
+        at += row.shared
         for s in row.sequences:
             begin, end = starts[s] + row.shared, starts[s + 1]
-            size = end - begin
-            input_ids[r, at : at + size] = batch.tokens[begin:end]
-            position_ids[r, at : at + size] = batch.position[begin:end]
-            owner[r, at : at + size] = s
-            predictor_row[starts[s] : end] = r
+            input_ids.append(batch.tokens[begin:end])
+            position_ids.append(batch.position[begin:end])
+            owner.append(torch.full((end - begin,), s))
             # Token t is predicted by the slot of token t - 1, which for the first own token is the last shared one.
-            columns = torch.cat([torch.arange(row.shared), torch.arange(at, at + size)])
-            predictor_column[starts[s] + 1 : end] = columns[: end - starts[s] - 1]
-            at += size
-    single = all(len(row.sequences) == 1 for row in rows)
-    return Laid(
-        input_ids,
-        position_ids,
-        None if single else _allowed(owner),
-        predictor_row[batch.mask],
-        predictor_column[batch.mask],
+            slots = torch.cat([torch.arange(begun, begun + row.shared), torch.arange(at, at + end - begin)])
+            predictor[starts[s] + 1 : end] = slots[: end - starts[s] - 1]
+            at += end - begin
+        sizes.append(at - begun)
+    said = predictor[batch.mask]
+    parts = torch.cat(input_ids), torch.cat(position_ids), torch.cat(owner)
+    if flat:
+        trees = tuple(Tree(r.shared, tuple(_own(starts, s, r.shared) for s in r.sequences)) for r in rows)
+        return Laid(parts[0][None], parts[1][None], None, torch.zeros_like(said), said, trees)
+    ids, positions, owners = (
+        pad_sequence(part.split(sizes), batch_first=True, padding_value=fill)
+        for part, fill in zip(parts, (0, 0, PADDING), strict=True)
     )
+    ends = torch.tensor(sizes).cumsum(0)
+    row_of = torch.searchsorted(ends, said, right=True)
+    single = all(len(row.sequences) == 1 for row in rows)
+    column = said - (ends - torch.tensor(sizes))[row_of]
+    return Laid(ids, positions, None if single else _allowed(owners), row_of, column)
 
 
 def _own(starts: list[int], sequence: int, shared: int) -> int:
@@ -107,8 +118,8 @@ def _shared(batch: Batch, run: list[int], starts: list[int]) -> int:
 
 
 def _allowed(owner: Tensor) -> Tensor:
-    """`[R, L]` owners (-1 shared, -2 padding) to `[R, 1, L, L]`: causal, within one's own and what is shared."""
+    """`[R, L]` owners to `[R, 1, L, L]`: causal, within one's own and what is shared."""
     mine, other = owner[:, :, None], owner[:, None, :]
     causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
-    allowed = causal & ((mine == other) | ((other == -1) & (mine != -2)))
+    allowed = causal & ((mine == other) | ((other == SHARED) & (mine != PADDING)))
     return allowed[:, None]

@@ -22,7 +22,7 @@ from posttrain.learner.accumulate import Passes, accumulate
 from posttrain.learner.backbone import Backbone
 from posttrain.learner.computation import Computation, scattered
 from posttrain.learner.critic import Critic
-from posttrain.learner.layout import lay_out
+from posttrain.learner.layout import Laid, lay_out
 from posttrain.learner.logprobs import Chosen, Extras, exact_kl
 from posttrain.learner.references import References
 from posttrain.learner.sharding import Asking, Reader, full
@@ -42,6 +42,11 @@ class Companions:
 
     references: References | None = None
     critic: Critic | None = None
+
+    def models(self) -> list[Any]:
+        """Those that read whole texts by themselves."""
+        found = [m for m in self.references.models if m is not None] if self.references is not None else []
+        return [*found, self.critic.model] if self.critic is not None and self.critic.own else list(found)
 
 
 class PolicyLearner:
@@ -68,6 +73,7 @@ class PolicyLearner:
             dtype=torch.promote_types(self.dtype, torch.float32),
             ranks=self.sharding.world.size,
             layout=computation.layout,
+            padded=not computation.flat,
         )
         self.backbone = Backbone(model)
         self.reader = self.sharding.place(Reader(model), settings=optimizer)
@@ -91,7 +97,7 @@ class PolicyLearner:
         critic = self.critic
 
         def outputs(batch: Batch) -> Tensor:
-            laid = lay_out(batch, self.computation.layout)
+            laid = self._laid(batch)
             return critic.outputs(laid, None if critic.own else self.reader(lambda: self.backbone.hidden(laid)))
 
         # A further token at the end, never seen by any other, is predicted by the state after the last one.
@@ -123,11 +129,14 @@ class PolicyLearner:
         silent = [torch.zeros(len(r.tokens), *shape, dtype=self.packing.dtype) for r in rollouts]
         return [out.get(i, zeros) for i, zeros in enumerate(silent)]
 
+    def _laid(self, batch: Batch) -> Laid:
+        return lay_out(batch, self.computation.layout, self.computation.flat)
+
     def _own(self, batch: Batch, extras: Extras | None = None) -> Chosen:
         return self._chosen(batch, self.reader, self.backbone, extras)
 
     def _chosen(self, batch: Batch, reader: Asking, backbone: Backbone, extras: Extras | None = None) -> Chosen:
-        laid, settings = lay_out(batch, self.computation.layout), self.computation
+        laid, settings = self._laid(batch), self.computation
 
         def ask() -> Chosen:
             hidden = backbone.hidden(laid)
@@ -170,7 +179,7 @@ class PolicyLearner:
         """The forward pass of training: what the row asks for of each masked token, and no more."""
         settings, needs = self.computation, algorithm.needs
         extras = Extras(algorithm.entropy.kind != "none", needs.uniform, needs.collision)
-        laid = lay_out(batch, settings.layout)
+        laid = self._laid(batch)
         others: list[tuple[Tensor, Tensor]] = []
         if algorithm.kl.kind == "in_loss" and algorithm.kl["kl_estimator"] == "exact":
             with torch.no_grad():

@@ -62,6 +62,7 @@ class ScorerLearner:
             dtype=torch.promote_types(self.dtype, torch.float32),
             ranks=self.sharding.world.size,
             layout=computation.layout,
+            padded=not computation.flat,
         )
         self.reader = self.sharding.place(Reader(model), list(self.head.parameters()), optimizer)
         self.stepper = self.sharding.stepper(self.reader, optimizer, total_updates, "reward model")
@@ -96,7 +97,7 @@ class ScorerLearner:
 
     def _states(self, batch: Batch) -> Tensor:
         """`[M, H]`: the last hidden state after each masked token."""
-        laid = lay_out(after(batch), self.computation.layout)
+        laid = lay_out(after(batch), self.computation.layout, self.computation.flat)
         states: Tensor = self.reader(lambda: predictors(self.decoder, laid, self.head.weight.device))
         return states
 

@@ -22,6 +22,8 @@ class Pass:
     """Positions whose next token is learnt."""
     masked: bool
     """Whether attention is given a mask, because sequences share a row."""
+    copied: int | None = None
+    """Keys that attention copies so that each response has its prompt's, where it is told what lies in a row."""
 
     @property
     def positions(self) -> int:
@@ -43,7 +45,8 @@ class Activations:
         A norm keeps its input and the normalised states, both where gradients of its weight are wanted, and its output
         is the projections' input. In fewer than 32 bits the input is a copy in fp32. Attention keeps queries, keys,
         values, its output and a logarithm per head; with a mask, keys and values are repeated for every head, and the
-        mask becomes numbers, anew in each layer. The MLP keeps gate, its activation, up and their product.
+        mask becomes numbers, anew in each layer; without padding, outputs are put together once more, and keys and values
+        of responses lie behind copies of their prompts'. The MLP keeps gate, its activation, up and their product.
         """
         shape, t, e = self.shape, self.size.positions, self.itemsize
         trained = self.lora is None
@@ -51,13 +54,17 @@ class Activations:
         norms = shape.norms * shape.hidden * (source + e + (e if trained else 0))
         keys = shape.queries if self.repeats else shape.keys
         attention = (2 * shape.queries + 2 * keys) * e + shape.heads * WIDE
+        copied = 0
+        if self.size.copied is not None:
+            attention += shape.queries * e
+            copied = 2 * shape.keys * e * self.size.copied
         adapters = 0
         if self.lora is not None:
             bound = shape.adapted(self.lora.targets)
             # Adapters are fp32: under a narrower model each has its input in fp32, and its rank's states.
             copies = sum(size[1] for _, size in bound) * WIDE if e < WIDE else 0
             adapters = copies + len(bound) * self.lora.rank * WIDE
-        return t * (norms + attention + self.mlp * e + adapters) + self.mask
+        return t * (norms + attention + self.mlp * e + adapters) + self.mask + copied
 
     @property
     def repeats(self) -> bool:

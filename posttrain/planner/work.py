@@ -86,6 +86,9 @@ def laid_out(
     size = Pass(in_one, length, in_one * together * response, masked)
     if learner.layout == "packed" and in_one > 1:
         size = Pass(1, in_one * length, in_one * response, True)
+    if learner.attention != "masked":
+        copied = in_one * together * (prompt + response) if together > 1 else 0
+        size = Pass(1, in_one * length, size.predicted, False, copied)
     updates = optimizer.epochs * optimizer.minibatches
     passes = ceil(rows / in_one)
     return Work(optimizer.prompts_per_step, group, prompt, response, updates, passes, size, sampled, assumed)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, Mi
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.errors import ModelError, TrainingError
-from posttrain.learner.backbone import prove_layout
+from posttrain.learner.backbone import prove_layout, take_trees
 from posttrain.learner.layout import Layout
 from posttrain.learner.policy import PolicyLearner
 from posttrain.models.checkpoint import load_policy
@@ -43,11 +43,12 @@ def plain(learner: PolicyLearner, sample: Sample, temperature: float = 1.0) -> T
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
+@pytest.mark.parametrize("flat", [True, False], ids=["trees", "masked"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_log_probabilities_are_those_of_one_unpadded_forward_pass(
-    folder: Path, layout: Layout, temperature: float
+    folder: Path, layout: Layout, flat: bool, temperature: float
 ) -> None:
-    learner = tiny_learner(folder, torch.float64, layout, budget=30, temperature=temperature)
+    learner = tiny_learner(folder, torch.float64, layout, budget=30, temperature=temperature, flat=flat)
     batch = samples()
     for found, sample in zip(learner.logprobs([s.rollout for s in batch]), batch, strict=True):
         torch.testing.assert_close(found, plain(learner, sample, temperature), atol=1e-6, rtol=1e-6)
@@ -226,4 +227,5 @@ def test_recomputing_activations_changes_no_gradient(folder: Path) -> None:
 
 def replace_model(learner: PolicyLearner, model: Any) -> PolicyLearner:
     """The same learner over another model."""
+    assert take_trees(model) == learner.computation.flat
     return PolicyLearner(model, learner.tokenizer, learner.stepper.settings, learner.computation, total_updates=10)

@@ -12,6 +12,7 @@ from benchmarks.memory import BASE, Case, alone, planned
 SMALL = replace(BASE, layers=3, groups=1, budget=512)
 CASES = {
     "all weights, a tree of responses": replace(SMALL, layout="tree"),
+    "all weights, a tree of responses, masked": replace(SMALL, layout="tree", attention="masked"),
     "adapters, recomputed, a wide vocabulary": replace(
         SMALL, vocabulary=49152, lora=True, checkpointing=True, chunk=128
     ),
@@ -21,6 +22,7 @@ CASES = {
 TOO_LOW = "planned a fifth less than is taken, 134 of 167 MB; the cause is not known"
 EACH = [
     "all weights, a tree of responses",
+    "all weights, a tree of responses, masked",
     pytest.param("adapters, recomputed, a wide vocabulary", marks=pytest.mark.xfail(strict=True, reason=TOO_LOW)),
 ]
 

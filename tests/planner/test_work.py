@@ -20,7 +20,9 @@ CASES = {
     "tree": replace(BASE, layout="tree", budget=900),
     "tree, all in one": replace(BASE, layout="tree", budget=4096),
     "tree, two in a row": replace(BASE, layout="tree", budget=500),
+    "tree, masked": replace(BASE, layout="tree", budget=900, attention="masked"),
     "packed": replace(BASE, layout="packed"),
+    "packed, masked": replace(BASE, layout="packed", attention="masked"),
     "several ranks": replace(BASE, groups=4),
 }
 
@@ -28,7 +30,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_largest_micro_batch_is_the_planned_one(name: str) -> None:
     case, ranks = CASES[name], 2 if name == "several ranks" else 1
-    learner = {"layout": case.layout, "micro_batch_tokens": case.budget, "processes": ranks, "strategy": "ddp"}
+    learner = {
+        "layout": case.layout,
+        "attention": case.attention,
+        "micro_batch_tokens": case.budget,
+        "processes": ranks,
+        "strategy": "ddp",
+    }
     tree: dict[str, Any] = {
         "model": "a/b",
         "data": {},
@@ -38,9 +46,10 @@ def test_the_largest_micro_batch_is_the_planned_one(name: str) -> None:
         "hardware": {"learner": learner},
     }
     work = laid_out(parse(tree), case.prompt, case.response)
-    packing = Packing(case.budget, case.layout == "tree", torch.float32, ranks)
+    flat = case.attention == "trees"
+    packing = Packing(case.budget, case.layout == "tree", torch.float32, ranks, padded=not flat)
     batches = list(pack(samples(case), packing))
-    laid = [lay_out(batch, case.layout) for batch in batches]  # type: ignore[arg-type]
+    laid = [lay_out(batch, case.layout, flat) for batch in batches]  # type: ignore[arg-type]
     first, planned = laid[0], work.micro_batch
     assert work.passes == len(batches)
     assert (planned.rows, planned.length) == tuple(first.input_ids.shape)
