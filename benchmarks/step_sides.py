@@ -17,6 +17,12 @@ from benchmarks.step_cases import ROOT, Job, recipe_of
 from benchmarks.step_reward import spread
 
 NEVER = "<|never|>"
+NAMED = {
+    "generate": ("rollout/seconds",),
+    "learn": ("learn/seconds",),
+    "publish": ("sync/seconds", "sync/switch_seconds"),
+}
+"""posttrain's metrics of each phase."""
 
 
 class EndError(Exception):
@@ -29,7 +35,7 @@ class Leash:
     def __init__(self, pipe: Any) -> None:
         self.pipe, self.started = pipe, 0.0
 
-    def wait(self, **about: float) -> None:
+    def wait(self, **about: Any) -> None:
         """Say that a step is over, and what is known of it; return when the next one begins. Raises EndError."""
         seconds = time.perf_counter() - self.started
         self.pipe.send({"seconds": seconds, "peak": peak(), **about})
@@ -99,10 +105,10 @@ class Border:
         self.leash = leash
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        named = {"generate": "rollout/seconds", "learn": "learn/seconds", "publish": "sync/seconds"}
-        about = {phase: values.get(name, 0.0) for phase, name in named.items()}
+        about = {phase: sum(values.get(name, 0.0) for name in names) for phase, names in NAMED.items()}
         tokens = values.get("rollout/tokens", values.get("data/tokens", 0.0))
-        self.leash.wait(**about, tokens=tokens, gap=values.get("parity/max_abs_gap", 0.0))
+        parts = {n: v for n, v in values.items() if n.endswith("seconds") or n.startswith(("work/", "parity/"))}
+        self.leash.wait(**about, tokens=tokens, parts=parts)
 
     def close(self) -> None:
         pass
