@@ -13,7 +13,7 @@ from posttrain.planner.machine import Machine
 from posttrain.planner.memory import Placement, computing, fullest, learning_terms
 from posttrain.planner.shape import Shape
 from posttrain.planner.work import Work, work_of
-from posttrain.recipe import Recipe
+from posttrain.recipe import Recipe, published_apart
 
 RESIDENT = ("weights", "masters", "moments", "references", "critic")
 """What the learner holds in every phase."""
@@ -124,7 +124,8 @@ def estimate(recipe: Recipe, row: Algorithm | None, shape: Shape, machine: Machi
         phases.append(learning)
     if engine is not None:
         if row is not None:
-            moved = traffic.publishing(shape, placement, machine.per_machine)
+            alone = trained if published_apart(recipe) else None
+            moved = traffic.publishing(shape, placement, machine.per_machine, alone)
             memory = {**held, **engine.terms(), "tensors on their way": moved.buffers}
             seconds = {"publishing": pace.publishing_seconds(moved, placement, machine)}
             phases.append(Phase("publishing", memory, room, seconds, moved.received, _of_plan(moved)))

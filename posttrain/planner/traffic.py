@@ -34,9 +34,14 @@ class Publishing:
     """Memory for tensors on their way."""
 
 
-def publishing(shape: Shape, placement: Placement, machine_ranks: int) -> Publishing:
-    """What it takes to bring the learner's weights into the engines. `machine_ranks`: ranks of one machine."""
+def publishing(shape: Shape, placement: Placement, machine_ranks: int, adapter: int | None = None) -> Publishing:
+    """What it takes to bring the learner's weights into the engines. `machine_ranks`: ranks of one machine; `adapter`:
+    parameters of one that is published apart, of which an engine takes a whole one.
+    """
     e, ranks = placement.itemsize, placement.ranks
+    if adapter is not None:
+        sent = float(adapter * e)
+        return Publishing(sent * (ranks - 1) / ranks if placement.sharded else 0.0, 2 * sent, None, None, sent)
     whole = shape.parameters * e
     received = whole * (ranks - 1) / ranks if placement.sharded else 0.0
     buffers = shape.largest * e * (2 if placement.sharded else 1)

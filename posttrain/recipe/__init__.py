@@ -1,6 +1,6 @@
 """The shape of a recipe: YAML to a frozen typed tree. Imports no torch."""
 
-from posttrain.recipe.adapters import adapters_mistakes, merged_because
+from posttrain.recipe.adapters import adapters_mistakes, merged_because, published_apart
 from posttrain.recipe.blocks import (
     AlgorithmChoice,
     Auxiliary,
@@ -53,4 +53,5 @@ __all__ = [
     "load",
     "merged_because",
     "parse",
+    "published_apart",
 ]

@@ -22,12 +22,19 @@ def merged_because(recipe: Recipe, config: Mapping[str, Any] | None = None) -> s
         return f"rollout.engine: {recipe.rollout.engine} takes whole weights by their names"
     if sampler.placement == "servers":
         return "hardware.sampler.placement: servers take whole weights from memory they share with the trainer"
+    if sampler.sync == "planned":
+        return "hardware.sampler.sync: planned brings whole weights for each version"
     outside = [] if isinstance(lora.targets, str) else [t for t in lora.targets if t.split(".")[-1] in OUTSIDE]
     if outside:
         return f"model.lora.targets: {outside[0]!r} is no projection inside a layer, and only those are served apart"
     if config and "quantization_config" in config:
         return "model.path: its base is quantised, and an adapter beside rounded weights was not learnt on them"
     return None
+
+
+def published_apart(recipe: Recipe) -> bool:
+    """Whether an adapter is sent without its base, if the engine can and the probe agrees."""
+    return recipe.hardware.sampler.adapters != "merged" and merged_because(recipe) is None
 
 
 def adapters_mistakes(recipe: Recipe, samples: bool, config: Mapping[str, Any]) -> list[str]:
@@ -42,6 +49,4 @@ def adapters_mistakes(recipe: Recipe, samples: bool, config: Mapping[str, Any]) 
     if sampler.adapters == "merged":
         return []
     reason = merged_because(recipe, config)
-    if reason is None and sampler.sync == "planned":
-        reason = "hardware.sampler.sync: planned brings whole weights for each version"
     return [f"{key}, but {reason}; use merged or auto"] if reason else []
