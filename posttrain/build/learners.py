@@ -52,7 +52,7 @@ def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layou
 
 
 def _flat(models: Sequence[Any], wanted: str) -> bool:
-    """Whether all models that read the same rows take trees. Raises ModelError where that is asked for and they don't."""
+    """Whether all models that read the same rows take trees. Raises ModelError where they must and don't."""
     if wanted == "masked":
         return False
     taken = [take_trees(model) for model in models]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,27 +48,30 @@ def attend(
         return found
     sizes = [tree.size for tree in trees]
     parts = zip(trees, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True)
-    share, scale = settings.get("dropout", 0.0), settings.get("scaling")
-    out = [_one(tree, q, k, v, {"dropout_p": share, "scale": scale}) for tree, q, k, v in parts]
+    kernel = partial(
+        scaled_dot_product_attention,
+        dropout_p=settings.get("dropout", 0.0),
+        scale=settings.get("scaling"),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    out = [_one(tree, q, k, v, kernel) for tree, q, k, v in parts]
     return torch.cat(out, dim=1).transpose(0, 1)[None], None
 
 
-def _one(tree: Tree, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:
+def _one(tree: Tree, query: Tensor, key: Tensor, value: Tensor, kernel: Callable[..., Tensor]) -> Tensor:
     """`[H, T, D]` of one tree: its shared tokens causally, then all branches at once, filled up to the longest."""
     shared, longest = tree.shared, max(tree.branches)
-    grouped = len(query) != len(key)
     if not shared and len(tree.branches) == 1:
-        whole = (query[None], key[None], value[None])
-        return scaled_dot_product_attention(*whole, is_causal=True, enable_gqa=grouped, **settings)[0]
+        return kernel(query[None], key[None], value[None], is_causal=True)[0]
     first = [x[None, :, :shared] for x in (query, key, value)]
     queries, *own = (_branches(x, tree) for x in (query, key, value))
     seen = [torch.cat([f.expand(len(tree.branches), -1, -1, -1), o], 2) for f, o in zip(first[1:], own, strict=True)]
     # What fills a branch up lies behind its own tokens, so that causality hides it from them.
     allowed = torch.ones(longest, shared + longest, dtype=torch.bool, device=query.device).tril(shared)
-    said = scaled_dot_product_attention(queries, *seen, attn_mask=allowed, enable_gqa=grouped, **settings)
+    said = kernel(queries, *seen, attn_mask=allowed)
     found = [said[i, :, :length] for i, length in enumerate(tree.branches)]
     if shared:
-        found.insert(0, scaled_dot_product_attention(*first, is_causal=True, enable_gqa=grouped, **settings)[0])
+        found.insert(0, kernel(*first, is_causal=True)[0])
     return torch.cat(found, dim=1)
 
 

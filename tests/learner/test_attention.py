@@ -34,7 +34,8 @@ TAKES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 REFUSES: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8}, "gemma3_text": {"query_pre_attn_scalar": 8},
-    "mistral": {"sliding_window": 4}, "gpt_neo": {"num_layers": 2, "attention_types": [[["global"], 2]], "num_heads": 4},
+    "mistral": {"sliding_window": 4},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global"], 2]], "num_heads": 4},
 }  # fmt: skip
 
 
@@ -82,9 +83,9 @@ def test_it_is_the_attention_of_every_token_over_what_it_sees(
     def made(number: int) -> Tensor:
         return torch.randn(1, number, count, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
 
-    parts = [made(HEADS), made(heads), made(heads)]
-    found, _ = attend(SimpleNamespace(), *parts, None, trees=trees, scaling=0.3, is_causal=None)
-    expected = written_out(trees, *parts, 0.3)
+    query, key, value = parts = [made(HEADS), made(heads), made(heads)]
+    found, _ = attend(SimpleNamespace(), query, key, value, None, trees=trees, scaling=0.3, is_causal=None)
+    expected = written_out(trees, query, key, value, 0.3)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
     slope = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for got, right in zip(
@@ -114,8 +115,9 @@ def test_references_and_critics_read_the_same_rows(folder: Path) -> None:
         for way in (True, False)
     )
     assert flat.computation.flat
-    for read in (lambda one: one.logprobs(batch, "reference"), lambda one: one.values(batch)):
-        for found, expected in zip(read(flat), read(masked), strict=True):
+    read = [(one.logprobs(batch, "reference"), one.values(batch)) for one in (flat, masked)]
+    for ours, theirs in zip(*read, strict=True):
+        for found, expected in zip(ours, theirs, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
 
 
