@@ -107,7 +107,9 @@ class Border:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         about = {phase: sum(values.get(name, 0.0) for name in names) for phase, names in NAMED.items()}
         tokens = values.get("rollout/tokens", values.get("data/tokens", 0.0))
-        parts = {n: v for n, v in values.items() if n.endswith("seconds") or n.startswith(("work/", "parity/"))}
+        # Writing is left out: it has the pause between two turns in it.
+        kinds = ("learn/", "sync/", "work/", "parity/")
+        parts = {n: v for n, v in values.items() if n.startswith(kinds)}
         self.leash.wait(**about, tokens=tokens, parts=parts)
 
     def close(self) -> None:
