@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,42 +28,46 @@ class Ranks:
 
     def __init__(self, patience: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._patience = patience
+        self._patience, self.waited = patience, 0.0
         self._alive()
 
     def _alive(self) -> None:
         # Also armed between exchanges: a sharded model's own collectives lie there.
         faulthandler.dump_traceback_later(self._patience, exit=True, file=sys.stderr)
 
+    @contextlib.contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        self._alive()
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+        self._alive()
+
     def gather(self, value: T) -> list[T]:
         out: list[Any] = [None] * self.size
-        self._alive()
-        dist.all_gather_object(out, value)
-        self._alive()
+        with self._exchanging():
+            dist.all_gather_object(out, value)
         return out
 
     def shared(self, make: Callable[[], T]) -> T:
         made: list[Any] = [make() if self.rank == 0 else None]
-        self._alive()
-        dist.broadcast_object_list(made, src=0)
-        self._alive()
+        with self._exchanging():
+            dist.broadcast_object_list(made, src=0)
         found: T = made[0]
         return found
 
     @torch.no_grad()
     def add(self, tensors: Sequence[Tensor]) -> None:
-        self._alive()
-        for part in _buckets(tensors):
-            flat = torch.cat([t.reshape(-1) for t in part])
-            dist.all_reduce(flat)
-            for tensor, total in zip(part, flat.split([t.numel() for t in part]), strict=True):
-                tensor.copy_(total.view_as(tensor))
-        self._alive()
+        with self._exchanging():
+            for part in _buckets(tensors):
+                flat = torch.cat([t.reshape(-1) for t in part])
+                dist.all_reduce(flat)
+                for tensor, total in zip(part, flat.split([t.numel() for t in part]), strict=True):
+                    tensor.copy_(total.view_as(tensor))
 
     def wait(self) -> None:
-        self._alive()
-        dist.barrier()
-        self._alive()
+        with self._exchanging():
+            dist.barrier()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -24,6 +24,8 @@ class World(Protocol):
 
     rank: int
     size: int
+    waited: float
+    """Seconds so far in which this rank waited for others, or exchanged something with them, in a method below."""
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank, on every rank."""
@@ -41,7 +43,7 @@ class World(Protocol):
 class Alone:
     """A world of one process."""
 
-    rank, size = 0, 1
+    rank, size, waited = 0, 1, 0.0
 
     def gather(self, value: T) -> list[T]:
         return [value]

@@ -54,6 +54,8 @@ class Progress:
     """Who takes part: all measure and save together, and the first rank writes."""
     between: Report = field(default_factory=Report, init=False)
     """What writing and saving took since the last step was written down."""
+    waited: float = field(default=0.0, init=False)
+    """How long this rank had waited for others when the last step ended."""
 
     def resume(self) -> int:
         """Restore the newest complete checkpoint and drop what was written after it; the step to go on from."""
@@ -99,6 +101,7 @@ class Progress:
                 self.keep(step, seen)
         ended = time.perf_counter()
         report += self.drain() + self.between + Report.sum("step/seconds", ended - started)
+        report = self._of_slowest(report)
         if self.world.rank == 0:
             self._write(step, report, groups, learnt)
         written = time.perf_counter()
@@ -110,6 +113,17 @@ class Progress:
             self.between += Report.sum("save/seconds", time.perf_counter() - written)
         if stop and not last:
             raise StoppedError(f"told to stop: step {step} is saved; the same command goes on from there")
+
+    def _of_slowest(self, report: Report) -> Report:
+        """Of several ranks, the seconds of the one that waited least for others in this step: they waited for it."""
+        if self.world.size == 1:
+            return report
+        waited, self.waited = self.world.waited - self.waited, self.world.waited
+        own = {name: entry for name, entry in report.entries.items() if name.endswith("seconds")}
+        ranks = self.world.gather((waited, own))
+        _, slowest = min(ranks, key=lambda each: each[0])
+        mean = sum(each for each, _ in ranks) / len(ranks)
+        return Report({**report.entries, **slowest}) + Report.sum("ranks/waited_seconds", mean)
 
     def _write(self, step: int, report: Report, groups: Sequence[Group], learnt: Learnt) -> None:
         if step and self.run.rollouts:

@@ -95,7 +95,7 @@ def profile(lines: Sequence[Line]) -> Profile:
     steps = [line for line in lines if line["step"] > 0 and "step/seconds" in line]
     start = next((line for line in lines if line["step"] == 0), {})
     parts = [_parts(line) for line in steps]
-    for here, after in zip(parts, [line for line in steps[1:]], strict=False):
+    for here, after in zip(parts, steps[1:], strict=False):
         here |= {name: after.get(metric) for name, metric in BETWEEN.items()}
     later = parts[1:]
     whole = sum(part["step"] or 0.0 for part in later)
@@ -173,7 +173,7 @@ OF = {
 
 
 def _work(steps: Sequence[Line]) -> dict[str, float | None]:
-    """Sums of what was counted, and shares: positions of passes with a gradient, each pass of an update counted once."""
+    """Sums of what was counted, and shares: positions of passes with a gradient, those of an update counted once."""
     found: dict[str, float | None] = {}
     for name in COUNTED:
         values = [line[f"work/{name}"] for line in steps if f"work/{name}" in line]
