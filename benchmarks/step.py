@@ -21,7 +21,8 @@ All sequences of a shape are equally long, so TRL pads nothing here, which unlik
 generate, learn, publish: seconds of those phases by each side's own clock; rest: what is left of the step. tokens/s:
 learnt tokens over the whole step. useful/rate: `step_cases.useful_flops` over the learning phase, as a share of the
 rate at which matrices are multiplied in the same dtype, measured beside each case. peak: of each process, the engine's
-cache included. ours/TRL: tokens a second of one over the other, in each round; above 1 ours is faster.
+cache included. ours/TRL: tokens a second of one over the other, in each round; above 1 ours is faster. cpu s: the
+process's own seconds on all cores; where other programs compete for them, that ratio moves less than the clock's.
 """
 
 from __future__ import annotations

@@ -33,15 +33,15 @@ class Leash:
     """A side's end of the pipe: it says what a step took, and waits for the next one."""
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe, self.started = pipe, 0.0
+        self.pipe, self.started, self.worked = pipe, 0.0, 0.0
 
     def wait(self, **about: Any) -> None:
         """Say that a step is over, and what is known of it; return when the next one begins. Raises EndError."""
-        seconds = time.perf_counter() - self.started
-        self.pipe.send({"seconds": seconds, "peak": peak(), **about})
+        seconds, worked = time.perf_counter() - self.started, time.process_time() - self.worked
+        self.pipe.send({"seconds": seconds, "processor": worked, "peak": peak(), **about})
         if self.pipe.recv() == "end":
             raise EndError
-        self.started = time.perf_counter()
+        self.started, self.worked = time.perf_counter(), time.process_time()
 
 
 def peak() -> float:

@@ -13,7 +13,8 @@ Round = dict[str, dict[str, float]]
 SIDES = ("ours", "trl")
 PHASES = ("generate", "learn", "publish", "rest")
 HEADING = (
-    f"{'case':<14}{'side':<6}{'steps':>6}{'generate':>10}{'learn':>8}{'publish':>9}{'rest':>7}{'step [min-max] s':>22}"
+    f"{'case':<14}{'side':<6}{'steps':>6}{'generate':>10}{'learn':>8}{'publish':>9}{'rest':>7}{'step [min-max] s':>24}"
+    f"{'cpu s':>8}"
     f"{'tokens/s':>10}{'useful/rate':>12}{'peak GB':>9}  ours/TRL [min-max]"
 )
 
@@ -27,7 +28,8 @@ def summary(rounds: Sequence[Round], learnt: int, flops: float, rate: float) -> 
     """Medians over the rounds. `learnt` tokens and `flops` are those of a step, the same for both sides; `rate` is the
     machine's, in FLOP/s.
 
-    The ratio is tokens a second, ours over TRL's, within each round: above 1 ours is the faster one.
+    The ratio is tokens a second, ours over TRL's, within each round: above 1 ours is the faster one. So is that of
+    processor seconds, which other processes of a busy machine disturb less.
     """
     found: dict[str, Any] = {"steps": len(rounds)}
     for side in SIDES:
@@ -37,14 +39,15 @@ def summary(rounds: Sequence[Round], learnt: int, flops: float, rate: float) -> 
         found[side] = {
             **phases,
             "step": seconds,
+            "processor": statistics.median(s["processor"] for s in steps),
             "tokens_per_second": learnt / seconds["median"],
             "useful_of_rate": flops / phases["learn"] / rate,
             "useful_of_rate_step": flops / seconds["median"] / rate,
             "peak": max(s["peak"] for s in steps),
         }
     found["ratio"] = spread([r["trl"]["seconds"] / r["ours"]["seconds"] for r in rounds])
-    learning = [r["trl"]["learn"] / r["ours"]["learn"] for r in rounds]
-    found["ratio_learn"] = spread(learning)
+    found["ratio_learn"] = spread([r["trl"]["learn"] / r["ours"]["learn"] for r in rounds])
+    found["ratio_processor"] = spread([r["trl"]["processor"] / r["ours"]["processor"] for r in rounds])
     return found
 
 
@@ -55,12 +58,14 @@ def lines(name: str, found: dict[str, Any]) -> list[str]:
         of, step = found[side], found[side]["step"]
         seconds = f"{step['median']:.2f} [{step['min']:.2f}-{step['max']:.2f}]"
         line = f"{name if side == 'ours' else '':<14}{side:<6}{found['steps']:>6}{of['generate']:>10.2f}"
-        line += f"{of['learn']:>8.2f}{of['publish']:>9.2f}{of['rest']:>7.2f}{seconds:>22}"
+        line += f"{of['learn']:>8.2f}{of['publish']:>9.2f}{of['rest']:>7.2f}{seconds:>24}{of['processor']:>8.1f}"
         line += f"{of['tokens_per_second']:>10.1f}{of['useful_of_rate']:>12.2f}{of['peak'] / 1e9:>9.2f}"
         if side == "ours":
             line += "  {median:.2f} [{min:.2f}-{max:.2f}]".format(**found["ratio"])
         else:
-            line += "  learn alone {median:.2f} [{min:.2f}-{max:.2f}]".format(**found["ratio_learn"])
+            line += "  learning alone {:.2f}, by cpu s {:.2f}".format(
+                *(found[f"ratio_{of}"]["median"] for of in ("learn", "processor"))
+            )
         out.append(line)
     return out
 

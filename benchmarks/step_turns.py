@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -84,7 +85,10 @@ def compare(jobs: dict[str, Job], share: float, warmup: int, steps: int) -> tupl
     with both(jobs) as sides:
 
         def turn() -> Round:
-            return {name: sides[name].step() for name in SIDES}
+            found = {name: sides[name].step() for name in SIDES}
+            said = ", ".join(f"{name} {of['seconds']:.1f} s" for name, of in found.items())
+            print(f"  a round: {said}", file=sys.stderr, flush=True)
+            return found
 
         began = time.perf_counter()
         rounds = [turn()]

@@ -129,7 +129,8 @@ def test_the_other_sides_micro_batches_divide_a_step_and_hold_the_limit(tmp_path
 
 def one(ours: float, theirs: float) -> dict[str, dict[str, float]]:
     def side(seconds: float) -> dict[str, float]:
-        return {"seconds": seconds, "generate": 1.0, "learn": seconds - 1.5, "publish": 0.25, "rest": 0.25, "peak": 1e9}
+        phases = {"generate": 1.0, "learn": seconds - 1.5, "publish": 0.25, "rest": 0.25}
+        return {"seconds": seconds, "processor": 2 * seconds, "peak": 1e9, **phases}
 
     return {"ours": side(ours), "trl": side(theirs)}
 
@@ -142,6 +143,7 @@ def test_ratios_are_of_the_same_round() -> None:
     # Half a second of learning in the median: 5e9 of 0.5e10.
     assert found["ours"]["useful_of_rate"] == 1.0
     assert found["trl"]["useful_of_rate"] == pytest.approx(5e9 / 6.5e10)
+    assert found["ratio_processor"] == {"median": 2.0, "min": 1.0, "max": 4.0}
     first, second = lines("short full", found)
     assert first.startswith("short full    ours")
     assert "2.00 [1.00-4.00]" in first
