@@ -27,6 +27,8 @@ from posttrain.cli.screen import (
 from posttrain.errors import PosttrainError
 from posttrain.metrics import RunFolder
 from posttrain.metrics.inspection import View, render
+from posttrain.metrics.timetable import as_json as times
+from posttrain.metrics.timetable import render_time
 from posttrain.recipe import load, parse
 from posttrain.recipe.load import apply_overrides
 from posttrain.recipe.pipeline import is_pipeline, read_pipeline
@@ -140,6 +142,18 @@ def inspect(
     ] = None,
     count: Annotated[int, typer.Option(help="How many groups to show.")] = 4,
     rollout: Annotated[str | None, typer.Option(help="GROUP.INDEX: this roll-out, token by token.")] = None,
+    timed: Annotated[bool, typer.Option("--time", help="Show where each step's seconds went, by phase.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --time: print the figures as JSON.")] = False,
 ) -> None:
-    """Look at a run: its steps, or a step's roll-outs with text, rewards by part, tokens and advantages."""
+    """Look at a run: its steps or their seconds, or a step's roll-outs with text, rewards by part and tokens."""
+    if timed and (step is not None or rollout is not None):
+        raise PosttrainError("--time: is of all steps; leave --step and --rollout out")
+    if as_json and not timed:
+        raise PosttrainError("--json: goes with --time; the roll-outs themselves are JSON, in the folder rollouts")
+    if as_json:
+        print(json.dumps(times(RunFolder(run)), indent=1))
+        return
+    if timed:
+        console.print(render_time(RunFolder(run)))
+        return
     console.print(render(RunFolder(run), step, View(count=count, rollout=rollout)))

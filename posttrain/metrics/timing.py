@@ -88,36 +88,56 @@ class Profile:
     """Sums over the steps after the first one, and shares of them; None where a run did not count it."""
     waited: float | None
     """Seconds a step in which a rank, in the mean, waited for others or exchanged with them; None on one process."""
+    evaluated_between: float
+    """Seconds a step, in the mean, of evaluations that were not the last step's."""
+    dropped: float
+    """Groups a step that were drawn and not learnt from."""
+    epochs: float
+    """How often the run went through given data, the present time included; 0 where prompts are sampled from."""
 
 
 def profile(lines: Sequence[Line]) -> Profile:
     """The seconds of each phase of the steps in metrics.jsonl; a step that did not measure one has None there."""
     steps = [line for line in lines if line["step"] > 0 and "step/seconds" in line]
-    start = next((line for line in lines if line["step"] == 0), {})
-    parts = [_parts(line) for line in steps]
-    for here, after in zip(parts, steps[1:], strict=False):
+    parts, later = [_parts(line) for line in steps], steps[1:]
+    for here, after in zip(parts, later, strict=False):
         here |= {name: after.get(metric) for name, metric in BETWEEN.items()}
-    later = parts[1:]
-    whole = sum(part["step"] or 0.0 for part in later)
-    labels = {p.name: (p.label, p.within) for p in PHASES}
-    labels |= {REST: ("rest", "learn"), OTHER: ("idle or not timed", None), "step": ("step", None)}
-    labels |= {name: (f"then: {name}", "between") for name in BETWEEN}
-    order = [*(p.name for p in PHASES[:8]), REST, *(p.name for p in PHASES[8:]), OTHER, "step", *BETWEEN]
     phases = {}
-    for name in order:
-        values = [part.get(name) for part in later]
+    for name, (label, within) in _order().items():
         tokens = next((p.tokens for p in PHASES if p.name == name), None)
-        handled = [line.get(tokens) if tokens else None for line in steps[1:]]
+        handled = [line.get(tokens) if tokens else None for line in later]
         first = parts[0].get(name) if parts else None
-        phases[name] = _spent(labels[name], first, values, whole, handled)
-    waits = [line["ranks/waited_seconds"] for line in steps[1:] if "ranks/waited_seconds" in line]
+        whole = sum(part["step"] or 0.0 for part in parts[1:])
+        phases[name] = _spent((label, within), first, [part.get(name) for part in parts[1:]], whole, handled)
+    evaluated = sum(part["evaluate"] or 0.0 for part in parts[1:-1])
+    start = next((line for line in lines if line["step"] == 0), {})
     return Profile(
         len(steps),
         start.get("step/seconds"),
         phases,
-        _work(steps[1:] or steps),
-        sum(waits) / len(waits) if waits else None,
+        _work(later or steps),
+        _mean(later, "ranks/waited_seconds"),
+        evaluated / len(later) if later else 0.0,
+        _mean(later, "rollout/dropped_groups") or 0.0,
+        1 + max((line["data/epoch"] for line in steps if "data/epoch" in line), default=-1.0),
     )
+
+
+def _order() -> dict[str, tuple[str, str | None]]:
+    """Label and place of every phase, in the order of a step."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for phase in PHASES:
+        found[phase.name] = phase.label, phase.within
+        if phase.name == "optimizer":
+            found[REST] = "rest", "learn"
+    found |= {OTHER: ("idle or not timed", None), "step": ("step", None)}
+    return found | {name: (f"then: {name}", "between") for name in BETWEEN}
+
+
+def _mean(lines: Sequence[Line], name: str) -> float | None:
+    """Over the lines that have it."""
+    found = [line[name] for line in lines if name in line]
+    return sum(found) / len(found) if found else None
 
 
 def _parts(line: Line) -> dict[str, float | None]:
