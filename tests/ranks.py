@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.forked import ROOT, Forked
 
 
 def on_ranks(module: str, *arguments: str, count: int = 2, seconds: float = 900.0) -> str:
@@ -16,23 +13,18 @@ def on_ranks(module: str, *arguments: str, count: int = 2, seconds: float = 900.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    ranks = [
+        Forked(module, *arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
+    until = time.monotonic() + seconds
     try:
-        said = [process.communicate(timeout=seconds) for process in processes]
+        codes = [rank.wait(max(until - time.monotonic(), 0.0)) for rank in ranks]
     finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(err[-3000:] for _, err in said)
+        for rank in ranks:
+            rank.kill()
+    said = [rank.said() for rank in ranks]
+    assert not any(codes), "\n".join(f"{code}: {err[-3000:]}" for code, (_, err) in zip(codes, said, strict=True))
     return said[0][0]

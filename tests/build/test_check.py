@@ -17,7 +17,8 @@ from posttrain.build.pipeline import check_pipeline
 from posttrain.errors import RecipeError
 from posttrain.recipe import FileSource, Recipe, dump, load, parse
 from posttrain.recipe.pipeline import is_pipeline, read_pipeline
-from tests.runs import ROOT, prepare, recipe, run
+from tests.forked import run
+from tests.runs import ROOT, prepare, recipe
 
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if not is_pipeline(path)]
 PIPELINES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if is_pipeline(path)]

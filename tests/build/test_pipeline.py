@@ -22,7 +22,8 @@ from posttrain.errors import RecipeError
 from posttrain.metrics import RunFolder
 from posttrain.metrics.durable import exclusive
 from posttrain.recipe.pipeline import Pipeline, read_pipeline
-from tests.runs import ROOT, command, metrics, prepare, run
+from tests.forked import Forked, run
+from tests.runs import ROOT, metrics, prepare
 
 GRADER = '''
 from pathlib import Path
@@ -150,8 +151,7 @@ def test_checking_shows_rows_and_artefacts_without_torch(folder: Path) -> None:
 def finished(folder: Path) -> tuple[Path, str]:
     """A pipeline that was told to stop in its first stage and started again; and what it printed then."""
     path, first = write(folder, **STAGES), RunFolder(folder / "out" / "first")
-    devnull = subprocess.DEVNULL
-    process = subprocess.Popen(command("train", path, "--quiet"), cwd=ROOT, stdout=devnull, stderr=devnull)
+    process = Forked("posttrain", "train", path, "--quiet")
     try:
         until = time.monotonic() + 300
         while len(first.checkpoints()) < 2:
@@ -160,7 +160,7 @@ def finished(folder: Path) -> tuple[Path, str]:
             time.sleep(0.005)
     finally:
         # Only the pipeline is told: the stage's process must end with it, or the folder would still be locked.
-        process.send_signal(signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
         code = process.wait(120)
     assert code == 128 + signal.SIGTERM
     assert first.checkpoints()[-1] < STEPS

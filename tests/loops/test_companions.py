@@ -14,8 +14,9 @@ from posttrain.loops.auxiliary import Auxiliary
 from posttrain.recipe import Auxiliary as Settings
 from posttrain.recipe import FileSource
 from posttrain.types import Group, Rollout, Verdict
+from tests.forked import run
 from tests.loops.test_resume import kill_when, lines, same, start
-from tests.runs import metrics, prepare, run
+from tests.runs import metrics, prepare
 from tests.saved import saved
 from tests.tiny import prompt, tiny_folder, tiny_learner
 

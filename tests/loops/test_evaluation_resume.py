@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import pytest
 
 from posttrain.metrics.results import results_path
 from posttrain.metrics.unfinished import unfinished_path
+from tests.forked import Forked, run
 from tests.loops.test_resume import kill_when
-from tests.runs import ROOT, command, prepare, run
+from tests.runs import prepare
+from tests.runs import run as run_anew
 
 PARTS = 10
 """10 problems in parts of 2 x 3: 5 of two samples each, 5 of greedy ones."""
@@ -28,7 +29,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose evaluation was never disturbed."""
     folder = tmp_path_factory.mktemp("calm")
     path = prepare(folder, **SMALL)
-    run("evaluate", path, "--out", folder / "calm.jsonl")
+    run_anew("evaluate", path, "--out", folder / "calm.jsonl")
     assert not unfinished_path(folder / "calm.jsonl").exists()
     return folder
 
@@ -43,8 +44,8 @@ def drawn_more(out: Path, than: int) -> bool:
     return parts(out) > than
 
 
-def start(*args: str | Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command("evaluate", *args), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(*args: str | Path) -> Forked:
+    return Forked("posttrain", "evaluate", *args)
 
 
 def test_an_evaluation_that_was_killed_twice_writes_the_same_bytes(calm: Path) -> None:

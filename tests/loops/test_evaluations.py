@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from posttrain.metrics.results import Results, read, result_steps, results_path
-from tests.runs import prepare, run
+from tests.forked import run
+from tests.runs import prepare
 
 STEPS = {"steps": 4, "save_every": 2, "evaluate_every": 2}
 

@@ -13,7 +13,8 @@ import pytest
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.metrics import RunFolder
-from tests.runs import metrics, prepare, run
+from tests.forked import run
+from tests.runs import metrics, prepare
 
 CASES: dict[str, dict[str, Any]] = {
     "reinforce": {},

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,17 +14,18 @@ import pytest
 from posttrain.errors import PosttrainError
 from posttrain.learner.checkpoint import restore, write_checkpoint
 from posttrain.metrics import RunFolder
-from tests.runs import ROOT, command, metrics, prepare, run
+from tests.forked import Forked, run
+from tests.runs import metrics, prepare
+from tests.runs import run as run_anew
 from tests.saved import equal
 from tests.tiny import tiny_folder, tiny_learner
 
 
-def start(path: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    devnull = subprocess.DEVNULL
-    return subprocess.Popen(command("train", path, *overrides), cwd=ROOT, stdout=devnull, stderr=devnull)
+def start(path: Path, *overrides: str) -> Forked:
+    return Forked("posttrain", "train", path, *overrides)
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: object, limit: float = 120, wait: float = 0.0) -> None:
+def kill_when(process: Forked, ready: object, limit: float = 120, wait: float = 0.0) -> None:
     """SIGKILL `wait` seconds after `ready()`; the run must not end before."""
     until = time.monotonic() + limit
     while not ready():
@@ -62,12 +62,13 @@ def same(one: Path, other: Path, step: int) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps at once."""
     folder = tmp_path_factory.mktemp("whole")
-    run("train", prepare(folder))
+    run_anew("train", prepare(folder))
     return folder / "run"
 
 
 def test_the_same_run_twice_has_the_same_numbers(whole: Path, tmp_path: Path) -> None:
-    run("train", prepare(tmp_path))
+    """In another interpreter, with its own seed of hashes."""
+    run_anew("train", prepare(tmp_path))
     same(whole, tmp_path / "run", 6)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from posttrain.metrics import RunFolder
+from tests.forked import run as run_forked
 from tests.runs import ROOT, command, metrics, prepare, run
 
 FIGURES = {"eval/accuracy", "eval/greedy", "reward/mean", "rollout/length_mean", "learn/grad_norm"}
@@ -29,7 +30,7 @@ def recipe(folder: Path, strategy: str, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    run("train", recipe(folder, "single"), "--quiet")
+    run_forked("train", recipe(folder, "single"), "--quiet")
     return folder
 
 
@@ -49,7 +50,7 @@ def test_a_run_on_two_ranks_is_the_run_on_one(alone: Path, tmp_path: Path, strat
 
 
 def test_another_number_of_ranks_goes_on_where_one_process_stopped(alone: Path, tmp_path: Path) -> None:
-    run("train", recipe(tmp_path, "single", run={"steps": 2, "save_every": 2}), "--quiet")
+    run_forked("train", recipe(tmp_path, "single", run={"steps": 2, "save_every": 2}), "--quiet")
     assert "continuing" in run("train", recipe(tmp_path, "fsdp2"), "--quiet").stdout
     one, two = metrics(alone / "run"), metrics(tmp_path / "run")
     assert two[-1] == pytest.approx(one[-1], rel=1e-3, abs=1e-4)
@@ -111,7 +112,7 @@ def test_sigterm_saves_the_step_and_ends_every_rank(tmp_path: Path) -> None:
 
 
 def test_a_world_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
-    done = run("train", recipe(tmp_path, "single", hardware={"learner": {"processes": 2}}), check=False)
+    done = run_forked("train", recipe(tmp_path, "single", hardware={"learner": {"processes": 2}}), check=False)
     assert done.returncode == 1
     assert "hardware.learner.processes: 2" in done.stderr
     assert "ddp" in done.stderr
@@ -133,7 +134,7 @@ def through_vllm(folder: Path, strategy: str, span: int) -> Path:
 @pytest.fixture(scope="module")
 def engine_alone(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("engine")
-    run("train", through_vllm(folder, "single", 1), "--quiet")
+    run_forked("train", through_vllm(folder, "single", 1), "--quiet")
     return metrics(folder / "run")
 
 
