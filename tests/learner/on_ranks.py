@@ -174,7 +174,8 @@ def resumed(folder: Path, case: Case, several: Any, world: World) -> dict[str, A
     return out
 
 
-def main(names: list[str]) -> None:
+def main(asked: list[str]) -> None:
+    """Of `asked`, as in "ddp: full", or everything that is not refused."""
     make: dict[str, Callable[[World, Case], Sharding]] = {
         "ddp": lambda world, case: Whole(world),
         "fsdp2": lambda world, case: Rows(world, case.dtype, "cpu"),
@@ -188,7 +189,7 @@ def main(names: list[str]) -> None:
             for name, case in CASES.items():
                 refused = (case.critic or case.scorer) and "zero" in strategy
                 refused |= strategy == "zero1" and case.dtype == torch.bfloat16
-                if (names and not {name, strategy} >= set(names)) or refused:
+                if f"{strategy}: {name}" not in asked if asked else refused:
                     continue
                 folder = world.shared(lambda: tiny_folder(Path(tempfile.mkdtemp()), tied=case.tied))  # noqa: B023
                 found[f"{strategy}: {name}"] = compare(folder, case, sharding(world, case), world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,18 +26,39 @@ REFUSED = dict.fromkeys(("zero2", "zero3"), ("a critic", "a reward model"))
 """When a recipe is checked."""
 REFUSED["zero1"] = (*REFUSED["zero2"], "half")
 EACH = [(s, c) for s in STRATEGIES for c in CASES if c not in REFUSED.get(s, ())]
+QUICK = {
+    *(("ddp", c) for c in ("full", "fewer micro-batches than ranks", "a set objective in two passes")),
+    *(("fsdp2", c) for c in ("untied", "adapters", "a reference", "a critic", "half", "a reward model")),
+    *(("zero1", "full"), ("zero2", "half"), ("zero3", "full"), ("zero3", "adapters")),
+}
+"""Every strategy and every case. All pairs of them are the heavier proof."""
+PAIRS = pytest.mark.parametrize(
+    ("strategy", "case"), [pytest.param(*p, marks=[] if p in QUICK else pytest.mark.prove) for p in EACH]
+)
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """Every case under every strategy: two processes, started once."""
-    out: dict[str, Any] = json.loads(on_ranks("tests.learner.on_ranks").splitlines()[-1])
+def figures_of(strategy: str, case: str) -> dict[str, Any]:
+    found: dict[str, Any] = started((strategy, case) in QUICK)[f"{strategy}: {case}"]
+    return found
+
+
+@cache
+def started(quick: bool) -> dict[str, Any]:
+    """All quick pairs, or all others: two processes, started once."""
+    asked = [f"{strategy}: {case}" for strategy, case in EACH if ((strategy, case) in QUICK) == quick]
+    out: dict[str, Any] = json.loads(on_ranks("tests.learner.on_ranks", *asked).splitlines()[-1])
     return out
 
 
-@pytest.mark.parametrize(("strategy", "case"), EACH)
-def test_two_ranks_learn_what_one_process_learns(found: dict[str, Any], strategy: str, case: str) -> None:
-    figures = found[f"{strategy}: {case}"]
+def test_every_strategy_and_every_case_is_among_the_quick_ones() -> None:
+    assert set(EACH) >= QUICK
+    assert {strategy for strategy, _ in QUICK} == set(STRATEGIES)
+    assert {case for _, case in QUICK} == set(CASES)
+
+
+@PAIRS
+def test_two_ranks_learn_what_one_process_learns(strategy: str, case: str) -> None:
+    figures = figures_of(strategy, case)
     # A sum in another order may be rounded to the next number of bf16.
     bound = 2**-8 if case == "half" else 1e-5
     assert figures["moved"] > 1e-2
@@ -49,11 +71,11 @@ def test_two_ranks_learn_what_one_process_learns(found: dict[str, Any], strategy
         assert figures.get(name, 0.0) <= (0.1 if case == "half" else 1e-3), name
 
 
-@pytest.mark.parametrize(("strategy", "case"), EACH)
+@PAIRS
 def test_a_checkpoint_of_two_ranks_is_gone_on_from_by_one_and_under_the_other_strategy(
-    found: dict[str, Any], strategy: str, case: str
+    strategy: str, case: str
 ) -> None:
-    figures = found[f"{strategy}: {case}"]
+    figures = figures_of(strategy, case)
     assert figures["resumed"] == 0.0
     bound = 2**-8 if case == "half" else 1e-6
     assert figures["loaded"] <= (2**-8 if case == "half" else 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ CASES: dict[str, tuple[Any, Rows, dict[str, Any]]] = {
     "an objective of a whole step": ("kto", pairs(12), {}),
 }
 STRATEGIES = ("ddp", "fsdp2")
+REPLICATED = ("a cached reference", "a pool of opponents", "an objective of a whole step")
+EACH = [(strategy, case) for strategy in STRATEGIES for case in CASES]
+QUICK = {("ddp" if case in REPLICATED else "fsdp2", case) for case in CASES}
+"""Every case under one of the strategies; under the other it is a heavier proof."""
+Runs = Callable[[bool], dict[str, Path]]
 
 
 def recipe(folder: Path, case: str, strategy: str) -> Path:
@@ -35,19 +42,31 @@ def recipe(folder: Path, case: str, strategy: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every case on one process, and on two ranks under each strategy: two processes, started once."""
-    made = {case: tmp_path_factory.mktemp("case") for case in CASES}
-    for case, folder in made.items():
-        train(recipe(folder, case, "single"))
-    on_ranks("tests.loops.on_ranks", *(str(recipe(f, c, s)) for s in STRATEGIES for c, f in made.items()))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every case on one process; and on two ranks the quick pairs or all others: two processes, started once."""
+
+    @cache
+    def alone() -> dict[str, Path]:
+        made = {case: tmp_path_factory.mktemp("case") for case in CASES}
+        for case, folder in made.items():
+            train(recipe(folder, case, "single"))
+        return made
+
+    @cache
+    def made(quick: bool) -> dict[str, Path]:
+        pairs = [(strategy, case) for strategy, case in EACH if ((strategy, case) in QUICK) == quick]
+        on_ranks("tests.loops.on_ranks", *(str(recipe(alone()[case], case, strategy)) for strategy, case in pairs))
+        return alone()
+
     return made
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_row_learns_on_two_ranks_what_it_learns_on_one(folders: dict[str, Path], strategy: str, case: str) -> None:
-    one, two = (metrics(folders[case] / name / "run") for name in ("single", strategy))
+@pytest.mark.parametrize(
+    ("strategy", "case"), [pytest.param(*p, marks=[] if p in QUICK else pytest.mark.prove) for p in EACH]
+)
+def test_a_row_learns_on_two_ranks_what_it_learns_on_one(runs: Runs, strategy: str, case: str) -> None:
+    folder = runs((strategy, case) in QUICK)[case]
+    one, two = (metrics(folder / name / "run") for name in ("single", strategy))
     assert len(two) == len(one) == 4
     for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=2e-3, abs=1e-4)
