@@ -227,10 +227,11 @@ def _published(engine: Hybrid | None) -> Callable[[], Report]:
     """What publishing weights cost since the last step; present in every line, also where nothing was published."""
     if engine is None:
         return Report
-    planned = isinstance(engine.publishing, Planned)
-    names = ("sync/seconds", *(("sync/bytes_received", "sync/bytes_bound") if planned else ("sync/bytes",)))
+    publishing = engine.publishing
+    names = ("sync/seconds", *(("sync/bytes_received", "sync/bytes_bound") * isinstance(publishing, Planned)))
     nothing = sum((Report.sum(name, 0.0) for name in names), Report())
-    return lambda: engine.take_report() + nothing
+    # Which step a version is published in depends on what was killed; what a publication sends does not.
+    return lambda: engine.take_report() + nothing + Report.maximum("sync/bytes", publishing.sent)
 
 
 def _cache(checked: Checked, folder: RunFolder, data: Read, checkpoint: Checkpoint, learner: Learner) -> ReferenceCache:

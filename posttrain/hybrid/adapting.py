@@ -51,6 +51,7 @@ class Apart:
         if reason is not None:
             raise ModelError(reason)
         found, once, each = _probed(adapter, sampler)
+        self.sent = 0
         self.words = (
             f"weights: the adapter apart, {each:,} bytes a version, after {once:,} of its base (probe: {found})"
         )
@@ -61,7 +62,8 @@ class Apart:
         if not engine.based:
             engine.hold(counted(adapter.base()))
         engine.attach(counted(adapter.tensors()), learner.version)
-        return Report.sum("sync/seconds", time.perf_counter() - started) + Report.sum("sync/bytes", counted.bytes)
+        self.sent = counted.bytes
+        return Report.sum("sync/seconds", time.perf_counter() - started)
 
 
 def _adapter(learner: Learner) -> Adapter:

@@ -28,6 +28,8 @@ class Publishing(Protocol):
 
     words: str
     """What a run's log says about it."""
+    sent: int
+    """Bytes of the newest publication that this process was given."""
 
     def publish(self, learner: Learner, sampler: Sampler) -> Report:
         """Raises SyncError where the sampler does not hold a complete set afterwards."""
@@ -38,11 +40,13 @@ class Gathered:
 
     def __init__(self, reason: str = "") -> None:
         self.words = "weights: gathered on every rank" + (f" ({reason})" if reason else "")
+        self.sent = 0
 
     def publish(self, learner: Learner, sampler: Sampler) -> Report:
         started, counted = time.perf_counter(), Counted()
         sampler.load(counted(learner.weights()), learner.version)
-        return Report.sum("sync/seconds", time.perf_counter() - started) + Report.sum("sync/bytes", counted.bytes)
+        self.sent = counted.bytes
+        return Report.sum("sync/seconds", time.perf_counter() - started)
 
 
 class Planned:
@@ -65,7 +69,7 @@ class Planned:
             shards.ties,
         )
         probe: Tensor = shards.local(next(iter(shards.shapes)))
-        self.shards = shards
+        self.shards, self.sent = shards, 0
         self.transfer = Transfer(plan, world.rank, shards.dtype, probe.device.type, cap)
         most = max(traffic.received for traffic in plan.traffic())
         self.words = f"weights: {plan.training} to {plan.generation}, at most {most:,} bytes received by a rank"
@@ -73,6 +77,7 @@ class Planned:
     def publish(self, learner: Learner, sampler: Sampler) -> Report:
         started = time.perf_counter()
         cast(Fillable, sampler).fill(self.transfer.pieces(self.shards.local), learner.version)
+        self.sent = self.transfer.received
         return (
             Report.sum("sync/seconds", time.perf_counter() - started)
             + Report.sum("sync/bytes_received", self.transfer.received)

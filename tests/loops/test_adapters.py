@@ -1,0 +1,91 @@
+"""A run whose adapter is published apart is the run whose adapter is merged, through the real vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.runs import metrics, prepare, run
+from tests.saved import saved
+
+pytestmark = pytest.mark.vllm
+pytest.importorskip("vllm")
+
+RANK = 4
+MODULES = {
+    "q": (64, 64),
+    "k": (64, 32),
+    "v": (64, 32),
+    "o": (64, 64),
+    "gate": (64, 96),
+    "up": (64, 96),
+    "down": (96, 64),
+}
+"""In and out of each projection of the tiny model."""
+ADAPTER = 2 * 4 * RANK * sum(map(sum, MODULES.values()))
+"""Bytes of an adapter in fp32 beside two layers."""
+
+
+def recipe(folder: Path, adapters: str, strategy: str = "single", span: int = 1) -> Path:
+    folder.mkdir()
+    learner = {"strategy": strategy, "processes": 1 if strategy == "single" else 2}
+    return prepare(
+        folder,
+        model={"path": str(folder / "model"), "lora": {"rank": RANK, "alpha": 12.0}},
+        rollout={"engine": "vllm"},
+        hardware={"learner": learner, "sampler": {"adapters": adapters, "memory": 0.1, "tensor_parallel": span}},
+        run={"steps": 3, "save_every": 3},
+    )
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    _, tensors = saved(folder / "run/checkpoints/step-000003")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("trained/")}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "merged"
+    assert "adapter apart" not in run("train", recipe(folder, "merged"), "--quiet").stdout
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("adapters", "strategy", "span"),
+    [
+        ("auto", "single", 1),
+        *(pytest.param("apart", s, n, marks=pytest.mark.prove) for s, n in (("fsdp2", 2), ("ddp", 1))),
+    ],
+)
+def test_three_steps_teach_the_same_weights(
+    merged: Path, tmp_path: Path, adapters: str, strategy: str, span: int
+) -> None:
+    folder = tmp_path / "apart"
+    said = run("train", recipe(folder, adapters, strategy, span), "--quiet").stdout
+    assert f"weights: the adapter apart, {ADAPTER:,} bytes a version" in said
+    one, two = metrics(merged / "run"), metrics(folder / "run")
+    whole = {line["sync/bytes"] for line in one}
+    assert {line["sync/bytes"] for line in two} == {ADAPTER}
+    assert min(whole) > 4 * ADAPTER
+    for a, b in zip(one, two, strict=True):
+        for name in {
+            "eval/accuracy",
+            "eval/greedy",
+            "reward/mean",
+            "rollout/length_mean",
+            "learn/grad_norm",
+        } & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+        assert b.get("parity/max_abs_gap", 0.0) < 1e-4
+    theirs = trained(folder)
+    assert len(theirs) == 2 * 2 * len(MODULES)
+    for name, tensor in trained(merged).items():
+        assert float((tensor - theirs[name]).abs().max()) <= 1e-5, name
+        if name.endswith("lora_B.default.weight"):
+            assert float(tensor.abs().max()) > 1e-3, name
+    policies = [load_file(f / "run/checkpoints/step-000003/policy/model.safetensors") for f in (merged, folder)]
+    assert policies[0].keys() == policies[1].keys()
+    assert max(float((t - policies[1][n]).abs().max()) for n, t in policies[0].items()) <= 1e-5
