@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,3 +23,31 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A busy machine is no counterexample.
 settings.register_profile("calm", deadline=None)
 settings.load_profile("calm")
+
+LONGEST = (
+    "loops/test_several_ranks.py",
+    "loops/test_resume.py",
+    "hybrid/test_transfer_vllm.py",
+    "rollout/test_server_vllm.py",
+    "learner/test_ranks.py",
+    "rollout/test_sync.py",
+    "algorithms/test_gradients.py",
+    "loops/test_rows_on_ranks.py",
+    "algorithms/test_learns.py",
+    "loops/test_online.py",
+    "loops/test_companions.py",
+    "verifiers/test_sandbox_attacks.py",
+)
+"""Files that take a minute or more: begun first, so that several workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays with one worker, which makes its fixtures once. So do the files that count what runs on the whole
+    machine: what one of them kills would be another one's left-over.
+    """
+    place = {name: number for number, name in enumerate(LONGEST)}
+    files = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    for item, file in files.items():
+        of_programs = file.startswith(("verifiers/test_sandbox", "verifiers/test_code"))
+        item.add_marker(pytest.mark.xdist_group("programs" if of_programs else file))
+    items.sort(key=lambda item: place.get(files[item], len(place)))

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def start(path: Path, *overrides: str) -> Forked:
     return Forked("posttrain", "train", path, *overrides)
 
 
-def kill_when(process: Forked, ready: object, limit: float = 120, wait: float = 0.0) -> None:
+def kill_when(process: Forked | subprocess.Popen[bytes], ready: object, limit: float = 120, wait: float = 0.0) -> None:
     """SIGKILL `wait` seconds after `ready()`; the run must not end before."""
     until = time.monotonic() + limit
     while not ready():
