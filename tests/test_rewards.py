@@ -18,6 +18,7 @@ from posttrain.recipe import Grading, Reward
 from posttrain.rewards import Grader, load_verifier, signature_of
 from posttrain.types import Prompt, Rollout, Verdict
 
+pytestmark = pytest.mark.clock
 ROOT = Path(__file__).resolve().parents[1]
 NONE = {"unparsable": 0, "timeout": 0, "error": 0, "unavailable": 0}
 

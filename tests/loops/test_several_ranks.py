@@ -34,7 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.prove), "fsdp2", "zero3"])
 def test_a_run_on_two_ranks_is_the_run_on_one(alone: Path, tmp_path: Path, strategy: str) -> None:
     said = run("train", recipe(tmp_path, strategy), "--quiet").stdout
     assert "2 ranks" in said

@@ -178,6 +178,7 @@ def test_the_audit_set_is_a_balanced_corpus_of_pairs_in_both_orders() -> None:
     assert 0.4 < sum(pairs.values()) / len(pairs) < 0.6
 
 
+@pytest.mark.clock
 def test_a_long_hostile_text_is_read_in_a_moment() -> None:
     start = time.monotonic()
     for piece in ("\\(", "\\(1", "$", "1,", "answer is ", "\\boxed{", "{", "- ", "$1", "1/", " "):

@@ -81,6 +81,7 @@ def test_no_text_of_mathematical_pieces_takes_long_or_raises() -> None:
         assert time.process_time() - start < 1.0, text
 
 
+@pytest.mark.clock
 def test_bombs_are_ended_and_the_pool_is_full_afterwards() -> None:
     rewards = [Reward(verifier="posttrain_verifiers.math:Math")]
     with Grader(rewards, Grading(timeout=2, max_failure_rate=1.0, workers=2)) as grader:
