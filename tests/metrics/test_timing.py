@@ -193,9 +193,11 @@ def test_the_sentence_names_the_largest_thing_or_the_largest_work() -> None:
     assert said.startswith(
         "Largest thing to fix: responses whose advantage is 0, at most 20% of a step (2 of 10 s); data."
     )
-    busy = {"rollout/seconds": 4.5 - WORTH}
+    # .4 s of nothing is less than what is named.
+    busy = {"rollout/seconds": 4.1}
+    assert WORTH > 0.4 / 10
     said = sentence(profile(steps(busy, busy)), RECIPE)
-    assert "the most work is generate, 44% of a step, and rollout.max_tokens" in said
+    assert "the most work is generate, 41% of a step, and rollout.max_tokens" in said
 
 
 def folder(path: Path, lines: list[Line]) -> RunFolder:
