@@ -112,6 +112,7 @@ def turns(ways: Ways, rounds: int, tokens: int) -> dict[str, list[float]]:
             seconds = time.perf_counter() - started
             if drawn != tokens:
                 raise SystemExit(f"{name}: {drawn} tokens instead of {tokens}")
+            print(f"  {name} {seconds:.1f} s", file=sys.stderr, flush=True)
             if number:
                 found[name].append(drawn / seconds)
     return found

@@ -77,7 +77,7 @@ def draw(cases: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(1.6 + 1.3 * len(cases), 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(6.0, 1.6 + 1.3 * len(cases)), 4.5), layout="constrained")
     colours = dict(zip(PHASES, ("C0", "C1", "C2", "0.7"), strict=True))
     for place, case in enumerate(cases):
         found, unit = case["summary"], case["summary"]["trl"]["step"]["median"]
@@ -89,7 +89,7 @@ def draw(cases: Sequence[dict[str, Any]], title: str, path: Path) -> None:
             low, high = (abs(of["step"][end] / unit - bottom) for end in ("min", "max"))
             axes.errorbar(at, bottom, yerr=[[low], [high]], color="black", capsize=3, linewidth=1)
             axes.annotate(f"{of['step']['median']:.1f} s", (at, bottom + high), ha="center", va="bottom", fontsize=8)
-    names = [f"{c['name']}\n(of {c['summary']['steps']})\n\nours    TRL" for c in cases]
+    names = [f"{c['name']}\n(of {c['summary']['steps']})\nours | TRL" for c in cases]
     axes.set_xticks(range(len(cases)), names, fontsize=8)
     axes.set(ylabel="seconds of a step, TRL's median is 1")
     axes.legend([plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()], list(colours), fontsize=8, ncols=4)
