@@ -49,7 +49,7 @@ def count(batches: Sequence[Batch], packing: Packing, further: int = 0) -> Posit
         sequences = list(_sequences(batch, further))
         rows = list(_rows(sequences, packing.layout))
         sizes = [sum(size for _, _, size in row) - (len(row) - 1) * shared for row, shared in rows]
-        computed = len(rows) * max(sizes)
+        computed = len(rows) * max(sizes) if packing.padded else sum(sizes)
         shared = sum((len(row) - 1) * shared for row, shared in rows)
         for group, prompt, _ in sequences:
             asked[group].append(prompt)

@@ -21,11 +21,11 @@ from tests.tiny import samples
 LAYOUTS: tuple[Layout, ...] = ("tree", "rows", "packed")
 
 
-def packing(budget: int, layout: Layout, ranks: int = 1) -> Packing:
-    return Packing(budget, layout == "tree", ranks=ranks, layout=layout)
+def packing(budget: int, layout: Layout, ranks: int = 1, padded: bool = True) -> Packing:
+    return Packing(budget, layout == "tree", ranks=ranks, layout=layout, padded=padded)
 
 
-def cells(batches: Sequence[Batch], layout: Layout) -> Positions:
+def cells(batches: Sequence[Batch], layout: Layout, flat: bool = False) -> Positions:
     """Every cell of every laid-out tensor, by what it sees: its row's cells with a token before it, itself included.
 
     A cell is padding where no token of the micro-batch lies, and a prompt's where it comes before every masked token
@@ -34,9 +34,8 @@ def cells(batches: Sequence[Batch], layout: Layout) -> Positions:
     computed = tokens = repeated = paid = held = 0
     known: set[tuple[int, tuple[int, ...]]] = set()
     for batch in batches:
-        laid = lay_out(batch, layout)
-        computed += laid.input_ids.numel()
-        placed = _placed(batch, laid.input_ids, layout)
+        computed += lay_out(batch, layout, flat).input_ids.numel()
+        placed = _placed(batch, layout)
         tokens += sum(len(row) for row in placed)
         starts = [0, *batch.lengths.cumsum(0).tolist()]
         held += sum(int(batch.mask[a:b].int().argmax()) for a, b in pairwise(starts))
@@ -50,7 +49,7 @@ def cells(batches: Sequence[Batch], layout: Layout) -> Positions:
     return Positions(computed, computed - tokens, masked, repeated, held - paid)
 
 
-def _placed(batch: Batch, ids: torch.Tensor, layout: Layout) -> list[list[tuple[int, tuple[int, ...], bool]]]:
+def _placed(batch: Batch, layout: Layout) -> list[list[tuple[int, tuple[int, ...], bool]]]:
     """Group, all tokens seen, and whether it is a prompt's, of each cell that a token lies in: read off a layout of
     the same micro-batch whose tokens are numbers of their own, so that a cell tells whose it is.
     """
@@ -67,16 +66,20 @@ def _placed(batch: Batch, ids: torch.Tensor, layout: Layout) -> list[list[tuple[
         at += length
     marked = replace(batch, tokens=torch.tensor([name for name, _ in owners]))
     known = dict(owners)
-    assert lay_out(marked, layout).input_ids.shape == ids.shape
+    assert lay_out(marked, layout).input_ids.shape == lay_out(batch, layout).input_ids.shape
     return [[known[name] for name in row if name] for row in lay_out(marked, layout).input_ids.tolist()]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=30, deadline=None)
-@given(budget=st.integers(1, 250), seed=st.integers(0, 5), groups=st.integers(1, 5))
-def test_positions_are_the_cells_of_the_laid_out_tensors(layout: Layout, budget: int, seed: int, groups: int) -> None:
-    batches = list(pack(samples(groups=groups, seed=seed), packing(budget, layout)))
-    assert count(batches, packing(budget, layout)) == cells(batches, layout)
+@given(budget=st.integers(1, 250), seed=st.integers(0, 5), groups=st.integers(1, 5), flat=st.booleans())
+def test_positions_are_the_cells_of_the_laid_out_tensors(
+    layout: Layout, budget: int, seed: int, groups: int, flat: bool
+) -> None:
+    asked = packing(budget, layout, padded=not flat)
+    batches = list(pack(samples(groups=groups, seed=seed), asked))
+    assert count(batches, asked) == cells(batches, layout, flat)
+    assert not flat or count(batches, asked).padding == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
