@@ -19,7 +19,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVER: Any = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["posttrain.cli", "posttrain.build.run", "transformers.models.llama.modeling_llama"])
+SERVER.set_forkserver_preload(
+    [
+        *("posttrain.cli", "posttrain.build.run", "transformers.models.llama.modeling_llama"),
+        *("matplotlib.figure", "matplotlib.layout_engine", "matplotlib.backends.backend_agg"),
+    ]
+)
 
 
 def program(module: str, words: list[str], environment: Mapping[str, str], files: tuple[str, str]) -> None:
