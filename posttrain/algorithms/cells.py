@@ -51,6 +51,8 @@ class Kind:
     """Whether an objective of groups reads differences of log-ratios only, so that what another divergence makes of
     them may stand in their place.
     """
+    teaches_at_zero: bool = False
+    """Whether an objective of tokens has a gradient also where the advantage is 0."""
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(parameter, value) pairs that would be silently wrong, with the reason."""
 

@@ -126,6 +126,13 @@ class Algorithm:
         return self.objective.entry.level not in ("token", "scorer_token")
 
     @property
+    def silent_at_zero(self) -> bool:
+        """Whether a token with an advantage of 0 has no gradient: the only term is a multiple of advantages."""
+        terms = self.kl.kind == "in_loss", self.entropy.kind != "none", self.critic.kind != "none"
+        multiple = self.objective.entry.level in ("token", "step") and not self.objective.entry.teaches_at_zero
+        return multiple and not any(terms) and self.trust.kind not in ("penalty", "fixup")
+
+    @property
     def learns_values(self) -> bool:
         """Whether the value function is trained towards returns."""
         return self.critic.entry.function is not None

@@ -11,7 +11,7 @@ from typing import TypeVar
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.row import Algorithm
 from posttrain.build.equations import equations
-from posttrain.build.layouts import layout_mistakes, zero_mistakes
+from posttrain.build.layouts import lag_mistakes, layout_mistakes, zero_mistakes
 from posttrain.build.purpose import greedy_pairs, only_evaluates, time_limits, trains
 from posttrain.build.wants import new_tokens, wanted
 from posttrain.data.rows import columns_of
@@ -97,6 +97,7 @@ def check(recipe: Recipe, source: str = "recipe") -> Checked:
                 attempt(partial(require, columns, wanted(recipe, algorithm, data), key))
     if algorithm:
         mistakes += _pairwise(recipe, algorithm, signatures) + zero_mistakes(recipe, algorithm)
+        mistakes += lag_mistakes(recipe, algorithm)
     mistakes += greedy_pairs(recipe, signatures) + time_limits(recipe, signatures)
     mistakes += layout_mistakes(recipe, location) + _machine(recipe, algorithm)
     config = config_of(location) if location else {}

@@ -40,6 +40,30 @@ def layout_mistakes(recipe: Recipe, location: Location | None) -> list[str]:
     return found
 
 
+def lag_mistakes(recipe: Recipe, algorithm: Algorithm) -> list[str]:
+    """What drawing a step ahead cannot be combined with."""
+    if recipe.rollout.max_lag == 0 or not algorithm.needs.sampler:
+        return []
+    hardware, key = recipe.hardware, f"rollout.max_lag: {recipe.rollout.max_lag}"
+    together = hardware.device == "cuda" and hardware.sampler.placement != "servers"
+    cannot = {
+        f"{algorithm.name} has correction: {algorithm.correction.kind}, which knows nothing of the weights that drew; "
+        "use correction: truncated_importance": not algorithm.needs.behaviour,
+        f"selection: {algorithm.selection.kind} reads what the step before it has learnt; use another": (
+            algorithm.selection.kind == "steady_spread"
+        ),
+        "opponents share the engine with the policy; use 0": algorithm.needs.opponent,
+        "run.parity_every: 1 compares engine and trainer in every step, and only a step that is not drawn ahead can be "
+        "compared; use 10": recipe.run.parity_every == 1,
+        f"hardware.learner.processes: {hardware.learner.processes} share every draw; use 1 process, or 0": (
+            hardware.learner.processes > 1
+        ),
+        "hardware.device: cuda is slept and woken between drawing and learning; use hardware.sampler.placement: "
+        "servers": together,
+    }
+    return [f"{key}, but {reason}" for reason, true in cannot.items() if true]
+
+
 def zero_mistakes(recipe: Recipe, algorithm: Algorithm) -> list[str]:
     """What DeepSpeed cannot do with a row, or with this machine."""
     learner, needs = recipe.hardware.learner, algorithm.needs

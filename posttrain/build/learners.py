@@ -102,6 +102,7 @@ def computation(checked: Checked, checkpoint: Checkpoint, layout: Layout, temper
         layout=layout,
         micro_batch_tokens=settings.micro_batch_tokens,
         logit_chunk=settings.logit_chunk,
+        skips=settings.skip_silent,
         temperature=temperature,
         sharding=companions.make_sharding(checked.recipe, checkpoint),
         dtype=checkpoint.dtype,

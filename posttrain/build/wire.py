@@ -20,13 +20,14 @@ from posttrain.build.learners import make_learner, make_scorer
 from posttrain.build.machine import device_of
 from posttrain.build.reading import Read
 from posttrain.data.stream import GroupStream, PromptStream
-from posttrain.errors import PosttrainError
+from posttrain.errors import ModelError, PosttrainError
 from posttrain.evaluation import Benchmark, evaluate, items
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.parity import ParityGate
 from posttrain.hybrid.publishing import Planned
 from posttrain.learner import Learner
 from posttrain.learner.scorer import ScorerLearner
+from posttrain.loops.ahead import Ahead
 from posttrain.loops.auxiliary import Auxiliary
 from posttrain.loops.held_out import HeldOutAnswers, HeldOutPairs
 from posttrain.loops.learning import Learning, Updates
@@ -42,6 +43,7 @@ from posttrain.models.checkpoint import load_tokenizer, original_head
 from posttrain.models.gguf import checkpoint_folder
 from posttrain.recipe import Recipe
 from posttrain.rewards import Grader
+from posttrain.rollout import Sampler
 from posttrain.rollout.collect import Draw, Grades, Ungraded
 from posttrain.rollout.shared import SharedGrader
 from posttrain.types import Group, Prompt, Sampling
@@ -107,6 +109,7 @@ def wired_online(
         sampling = Sampling(temperature=rollout.temperature, max_tokens=rollout.max_tokens)
         learning = make_learning(checked, data, checked.graders)
         stream = PromptStream(data.train, recipe.run.seed)
+        ahead = _ahead(recipe, sampler)
         opponents = int(checked.algorithm.opponent.settings.get("opponent_responses", 0))
         benchmark = make_benchmark(recipe, data.held_prompts, grader)
         measures = generated(engine, benchmark)
@@ -124,7 +127,7 @@ def wired_online(
                 sinks,
                 recipe.run,
                 learner,
-                keepers(stream, learning),
+                keepers(stream, learning) | ({"ahead": ahead} if ahead is not None else {}),
                 measures,
                 _published(engine),
                 keeper(recipe, checkpoint, folder, benchmark),
@@ -135,7 +138,19 @@ def wired_online(
             opponents=Opponents(checked.algorithm, engine, folder.path / "opponents", recipe.run.seed, checkpoint.world)
             if opponents
             else None,
+            ahead=ahead,
         )
+
+
+def _ahead(recipe: Recipe, sampler: Sampler) -> Ahead | None:
+    if recipe.rollout.max_lag == 0:
+        return None
+    if getattr(sampler, "sleeps", False):
+        raise ModelError(
+            f"rollout.max_lag: {recipe.rollout.max_lag}, but the engine shares its device with the learner and sleeps "
+            "while it learns; use hardware.sampler.placement: servers, or 0"
+        )
+    return Ahead()
 
 
 @contextlib.contextmanager

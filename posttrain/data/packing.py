@@ -46,7 +46,9 @@ def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
     learnt = [i for i, sample in enumerate(samples) if bool(sample.mask.any())]
     totals = sum(int(samples[i].mask.sum()) for i in learnt), len(learnt), len({samples[i].group for i in learnt})
     rows = _rows(samples, learnt, packing)
-    rows.sort(key=lambda row: (-_length(samples, row, packing), row[0]))
+    # Rows that have nothing to say stand apart, so that no backward pass is made for them.
+    silent = {row[0]: not any(bool(samples[i].advantages[samples[i].mask].any()) for i in row) for row in rows}
+    rows.sort(key=lambda row: (silent[row[0]], -_length(samples, row, packing), row[0]))
     area = sum(_length(samples, row, packing) for row in rows)
     budget = packing.budget if packing.ranks == 1 else min(packing.budget, -(-area // packing.ranks))
     waiting: list[list[int]] = []
@@ -56,7 +58,7 @@ def pack(samples: Sequence[Sample], packing: Packing) -> Iterator[Batch]:
         size = (
             _length(samples, waiting[0], packing) * (len(waiting) + 1) if waiting and packing.padded else taken + length
         )
-        if waiting and size > budget:
+        if waiting and (size > budget or silent[row[0]] != silent[waiting[0][0]]):
             yield _batch(samples, waiting, packing, totals)
             waiting, taken = [], 0
         waiting.append(row)

@@ -24,16 +24,17 @@ class Hybrid:
         self.learner, self.sampler = learner, sampler
         self.publishing = publishing or Gathered()
         self._report = Report()
+        self._leaving = False
         if hasattr(sampler, "republish"):
             # Engines apart may be lost and start again: they are given the same weights once more.
             sampler.republish = self._again
 
     def _again(self, version: int) -> Iterator[tuple[str, Tensor]]:
         """The weights of a version that was published. Raises SyncError for one that is no longer there."""
-        if version != self.learner.version:
+        if self._leaving or version != self.learner.version:
             raise SyncError(
-                f"an engine was lost that held weights {version}, but the learner has {self.learner.version}; run the "
-                "same command again to go on from the newest checkpoint"
+                f"an engine was lost that held weights {version}, but the learner has {self.learner.version}, or is "
+                "leaving them; run the same command again to go on from the newest checkpoint"
             )
         return self.learner.weights()
 
@@ -65,6 +66,16 @@ class Hybrid:
         self._switch(self.sampler.sleep)
         note_phase("learning")
         yield self.learner
+
+    @contextlib.contextmanager
+    def both(self) -> Iterator[tuple[Sampler, Learner]]:
+        """A sampler that holds the learner's present weights and keeps them, and the learner, which may leave them."""
+        with self.generating() as sampler:
+            self._leaving = True
+            try:
+                yield sampler, self.learner
+            finally:
+                self._leaving = False
 
     def _switch(self, change: Callable[[], None]) -> None:
         started = time.perf_counter()

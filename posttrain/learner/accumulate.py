@@ -37,6 +37,8 @@ class Passes:
     sharding: Sharding
     release: Callable[[], None] = lambda: None
     """Called after passes that no backward pass follows."""
+    skips: bool = True
+    """Whether micro-batches that have no gradient are read without a backward pass."""
 
 
 def accumulate(
@@ -50,15 +52,38 @@ def accumulate(
     """
     if algorithm.whole and len(batches) > 1:
         return _in_two_passes(passes, batches, algorithm, coefficients)
+
+    def told(batch: Batch) -> tuple[Tensor, tuple[Report, Tensor]]:
+        scored = passes.score(batch)
+        loss, about = _loss(algorithm, scored, batch, coefficients)
+        return loss, (about, scored.logprobs.detach())
+
+    learnt = [not algorithm.silent_at_zero or bool(b.advantages[b.mask].any()) for b in batches]
+    active, silent = _divided(learnt, passes)
     found = {}
-    for turn in turns(passes.sharding, batches):
-        scored = passes.score(turn.batch)
-        loss, about = _loss(algorithm, scored, turn.batch, coefficients)
+    if silent:
+        with torch.no_grad():
+            found = dict(
+                zip(silent, read(passes.sharding, [batches[i] for i in silent], lambda b: told(b)[1]), strict=True)
+            )
+        passes.release()
+    own = {}
+    for turn in turns(passes.sharding, [batches[i] for i in active]):
+        loss, about = told(turn.batch)
         passes.backward(loss if turn.number is not None else 0.0 * loss)
         if turn.number is not None:
-            found[turn.number] = about, scored.logprobs.detach()
-    each = everyone(passes.sharding.world, found)
+            own[turn.number] = about
+    found |= dict(zip(active, everyone(passes.sharding.world, own), strict=True))
+    each = [found[i] for i in range(len(batches))]
     return sum((about for about, _ in each), Report()), [logprobs for _, logprobs in each]
+
+
+def _divided(learnt: Sequence[bool], passes: Passes) -> tuple[list[int], list[int]]:
+    """Numbers of the micro-batches with a backward pass, and of those without. One at least has it: an optimiser moves
+    parameters whose gradient is 0 too, by its momentum.
+    """
+    active = [i for i, learns in enumerate(learnt) if learns or not passes.skips] or [0]
+    return active, [i for i in range(len(learnt)) if i not in active]
 
 
 def _in_two_passes(
@@ -73,9 +98,10 @@ def _in_two_passes(
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     sizes = [len(b.tokens) for b in batches]
     slopes = {n: g.split(sizes) for n, g in zip(leaves, found, strict=True) if g is not None}
-    for turn in turns(passes.sharding, batches):
+    active, _ = _divided([any(bool(p[i].any()) for p in slopes.values()) for i in range(len(batches))], passes)
+    for turn in turns(passes.sharding, [batches[i] for i in active]):
         again = _tensors(passes.score(turn.batch))
-        at, share = (turn.number, 1.0) if turn.number is not None else (-1, 0.0)
+        at, share = (active[turn.number], 1.0) if turn.number is not None else (active[-1], 0.0)
         passes.backward(share * torch.stack([(again[name] * parts[at]).sum() for name, parts in slopes.items()]).sum())
     return report, [one.logprobs for one in first]
 

@@ -23,6 +23,8 @@ class Computation:
     sharding: Sharding = WHOLE
     dtype: torch.dtype | None = None
     """Where it is not that of the parameters."""
+    skips: bool = True
+    """Whether no backward pass is made where there is no gradient."""
     flat: bool = False
     """Whether rows lie one behind the other without padding: every model of the learner takes trees."""
 

@@ -209,6 +209,7 @@ class PolicyLearner:
             partial(self.sharding.backward, self.reader),
             self.sharding,
             self._release,
+            self.computation.skips,
         )
         return accumulate(passes, batches, algorithm, coefficients)
 

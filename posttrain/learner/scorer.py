@@ -120,6 +120,7 @@ class ScorerLearner:
             partial(self.sharding.backward, self.reader),
             self.sharding,
             self._release,
+            self.computation.skips,
         )
         return accumulate(passes, batches, algorithm, coefficients)
 

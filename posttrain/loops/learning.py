@@ -78,7 +78,7 @@ class Learnt:
 
 def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: ParityGate | None, step: int) -> Learnt:
     """Update the weights from a step's groups. The gate, where given, is held before the first update."""
-    started, updates, algorithm = time.perf_counter(), learning.updates, learning.algorithm
+    started, updates, algorithm, version = time.perf_counter(), learning.updates, learning.algorithm, learner.version
     learner, watch = Stopwatch.around(learner)
     samples, report = _samples(learner, learning, groups)
     out = Learnt(samples, [[] for _ in samples], algorithm.needs.scorer, report)
@@ -113,7 +113,7 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
         if not taken:
             break
     out.report += trust.close([(s, u[0][1]) for s, u in zip(samples, out.updates, strict=True) if u])
-    out.report += _mismatch(out)
+    out.report += _mismatch(out, version)
     out.report += learning.state.adapt(algorithm, out.report, len(samples))
     out.report += watch.report + untaught(algorithm, samples)
     return _timed(out, started, updates.epochs)
@@ -180,9 +180,9 @@ def _references(learner: Learner, groups: Sequence[Group], cache: ReferenceCache
     return learner.logprobs([r for group in groups for r in group.rollouts], "reference")
 
 
-def _mismatch(learnt: Learnt) -> Report:
-    """How far engine and trainer were apart under the same weights: before the step's first update, wherever the
-    trainer's log-probabilities from before it are known.
+def _mismatch(learnt: Learnt, version: int) -> Report:
+    """How far engine and trainer were apart before the step's first update, wherever the trainer's log-probabilities
+    from before it are known: `parity` under the same weights, `lag` where the engine's were older than `version`.
     """
     gaps = []
     for sample, updates in zip(learnt.samples, learnt.updates, strict=True):
@@ -195,12 +195,15 @@ def _mismatch(learnt: Learnt) -> Report:
     gap = torch.cat(gaps) if gaps else torch.zeros(0)
     if not len(gap):
         return Report()
-    return (
-        Report.mean("parity/mean_abs_gap", float(gap.abs().sum()), len(gap))
-        + Report.maximum("parity/max_abs_gap", float(gap.abs().max()))
-        + Report.mean("parity/kl_k3", float((gap.exp() - 1 - gap).sum()), len(gap))
-        + Report.value("parity/effective_sample_size", float(effective_sample_size(gap.exp())))
+    drawn = {v for s in learnt.samples if _own(s) for v in s.rollout.versions or () if v >= 0}
+    behind = version - min(drawn, default=version)
+    found = (
+        Report.mean("mean_abs_gap", float(gap.abs().sum()), len(gap))
+        + Report.maximum("max_abs_gap", float(gap.abs().max()))
+        + Report.mean("kl_k3", float((gap.exp() - 1 - gap).sum()), len(gap))
+        + Report.value("effective_sample_size", float(effective_sample_size(gap.exp())))
     )
+    return (found + Report.value("versions", behind)).under("lag") if behind else found.under("parity")
 
 
 def _own(sample: Sample) -> bool:

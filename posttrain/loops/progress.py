@@ -64,7 +64,7 @@ class Progress:
             return 0
         state = restore(self.folder.checkpoint_path(step), self.learner, self.world)
         for name, keeper in self.keepers.items():
-            keeper.restore(state[name])
+            keeper.restore(state.get(name, {}))
         return step
 
     def _rewound(self) -> int:

@@ -19,15 +19,13 @@ from posttrain.metrics import Report
 from posttrain.types import Batch, Rollout, Sample
 
 Read = Callable[[Sequence[Rollout]], list[Tensor]]
-TEACHES = {"mirror_descent", "shifted_likelihood", "bellman", "kl_cov", "regressed", "step_regression"}
-"""Objectives of tokens with a gradient also where the advantage is 0."""
 
 
 class Stopwatch:
     """A learner whose passes are timed; everything else is the learner's own. `report` has what they took.
 
-    pass: forward and backward; optimizer: optimiser steps; reading, reference and values: log-probabilities of the policy
-    and of references, and a critic's outputs, without gradient.
+    pass: forward and backward; optimizer: optimiser steps; reading, reference and values: log-probabilities of the
+    policy and of references, and a critic's outputs, without gradient.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -89,12 +87,10 @@ def _now() -> float:
 
 
 def untaught(algorithm: Algorithm, samples: Sequence[Sample]) -> Report:
-    """How many of a step's samples have something to learn from, and how many of these an advantage of 0 at every token,
-    where that leaves no gradient: nothing of rows that learn by other terms too.
+    """How many of a step's samples have something to learn from, and how many of these an advantage of 0 at every
+    token, where that leaves no gradient: nothing of rows that learn by other terms too.
     """
-    terms = (algorithm.kl.kind == "in_loss", algorithm.entropy.kind != "none", algorithm.critic.kind != "none")
-    by_tokens = algorithm.objective.entry.level in ("token", "step") and algorithm.objective.kind not in TEACHES
-    if not by_tokens or any(terms) or algorithm.trust.kind in ("penalty", "fixup"):
+    if not algorithm.silent_at_zero:
         return Report()
     learnt = [s for s in samples if bool(s.mask.any())]
     silent = sum(not bool(s.advantages[s.mask].any()) for s in learnt)

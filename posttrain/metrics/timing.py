@@ -45,6 +45,7 @@ PHASES = (
     Phase("values", "critic read", ("learn/values_seconds",), (), "work/values_tokens", "learn"),
     Phase("pass", "forward, backward", ("learn/pass_seconds",), (), "work/computed", "learn"),
     Phase("optimizer", "optimiser step", ("learn/optimizer_seconds",), within="learn"),
+    Phase("waiting", "wait for the next step's draws", ("ahead/waited_seconds",)),
     Phase("publish", "publish, wake, sleep", SYNC),
     Phase("evaluate", "evaluate", ("eval/seconds",), ("eval/sync_seconds",)),
 )

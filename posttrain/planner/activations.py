@@ -46,7 +46,8 @@ class Activations:
         is the projections' input. In fewer than 32 bits the input is a copy in fp32. Attention keeps queries, keys,
         values, its output and a logarithm per head; with a mask, keys and values are repeated for every head, and the
         mask becomes numbers, anew in each layer; without padding, outputs are put together once more, and keys and
-        values of responses lie behind copies of their prompts'. The MLP keeps gate, its activation, up and their product.
+        values of responses lie behind copies of their prompts'. The MLP keeps gate, its activation, up and their
+        product.
         """
         shape, t, e = self.shape, self.size.positions, self.itemsize
         trained = self.lora is None

@@ -98,6 +98,8 @@ class Rollout(Block):
     temperature: float = Field(1.0, gt=0)
     max_tokens: PositiveInt = 512
     """New tokens of a completion."""
+    max_lag: int = Field(0, ge=0, le=1)
+    """Steps by which the weights that draw may lie behind: 1 draws the next step's groups while this one is learnt."""
 
 
 class Optimizer(Block):
@@ -184,6 +186,8 @@ class Learner(Block):
     """Token positions of one forward pass, padding included; gradients do not depend on it."""
     logit_chunk: PositiveInt = 512
     """Tokens whose logits exist at one time."""
+    skip_silent: bool = True
+    """No backward pass for responses whose advantage is 0 everywhere, where nothing else of the row has a gradient."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
 

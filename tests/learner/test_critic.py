@@ -21,7 +21,7 @@ from posttrain.models.checkpoint import load_scorer
 from posttrain.recipe import Critic, Lora, Optimizer
 from posttrain.types import Rollout, Sample
 from tests.learner.steps import accumulated, checksum, one_step, policy_gradient
-from tests.tiny import samples, tiny_folder, tiny_learner
+from tests.tiny import samples, taking_trees, tiny_folder, tiny_learner
 
 PPO = ALGORITHMS["ppo"]
 OWN, SHARED = Critic(learning_rate=1e-2), Critic(backbone="shared", learning_rate=1e-2)
@@ -197,7 +197,7 @@ def test_a_head_in_half_precision_would_say_too_little(folder: Path) -> None:
 
 def test_a_frozen_critic_is_read_saved_and_never_moves(folder: Path, tmp_path: Path) -> None:
     learner = tiny_learner(folder)
-    model = load_scorer(folder, 1, torch.float32, "cpu")
+    model = taking_trees(load_scorer(folder, 1, torch.float32, "cpu"))
     torch.nn.init.normal_(model.score.weight)
     model.requires_grad_(False)
     learner.critic = Value(model, OWN, Optimizer(learning_rate=1e-3), 10)

@@ -17,7 +17,7 @@ from posttrain.learner.references import References
 from posttrain.models.checkpoint import load_policy
 from posttrain.recipe import Model
 from tests.learner.steps import accumulated, policy_gradient
-from tests.tiny import randomise, samples, tiny_folder, tiny_learner
+from tests.tiny import randomise, samples, taking_trees, tiny_folder, tiny_learner
 
 Tensors = tuple[Tensor, ...]
 CHUNKS = pytest.mark.parametrize("chunk", [1, 5, 64])
@@ -193,7 +193,7 @@ def test_an_exact_penalty_reaches_heads_that_are_tied_and_heads_that_are_not(tmp
     """Alone in the loss: the advantages are nothing."""
     folder = tiny_folder(tmp_path, tied=tied)
     learner = tiny_learner(folder, torch.float64, budget=30, temperature=0.7)
-    reference = load_policy(folder, Model(path=str(folder)), torch.float64, "cpu")
+    reference = taking_trees(load_policy(folder, Model(path=str(folder)), torch.float64, "cpu"))
     randomise(reference, 5, 0.05)
     learner.references = References([reference])
     batch = [s for s in samples() if bool(s.mask.any())]

@@ -19,7 +19,7 @@ from posttrain.models.checkpoint import load_policy
 from posttrain.recipe import Lora, Model
 from posttrain.types import Sample
 from tests.learner.steps import accumulated, one_step
-from tests.tiny import randomise, samples, tiny_folder, tiny_learner
+from tests.tiny import randomise, samples, taking_trees, tiny_folder, tiny_learner
 
 ROLLOUTS = [s.rollout for s in samples()]
 BATCH = samples(torch.float32)
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def other(folder: Path, seed: int, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-    model = load_policy(folder, Model(path=str(folder)), dtype, "cpu")
+    model: torch.nn.Module = taking_trees(load_policy(folder, Model(path=str(folder)), dtype, "cpu"))
     randomise(model, seed)
     return model
 

@@ -84,12 +84,16 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         "binary_tv": Kind("surrogates.binary_tv", {"max_divergence": positive(0.2)}, takes=TOKENS, asks=RATIO),
         "binary_kl": Kind("surrogates.binary_kl", {"max_divergence": positive(0.05)}, takes=TOKENS, asks=RATIO),
         "drift": Kind("surrogates.drift", {"drift_alpha": positive(2.0), "drift_beta": positive(0.6)}, asks=RATIO),
-        "mirror_descent": Kind("surrogates.mirror_descent", {"step_size": positive(1.0)}, asks=RATIO),
+        "mirror_descent": Kind(
+            "surrogates.mirror_descent", {"step_size": positive(1.0)}, asks=RATIO, teaches_at_zero=True
+        ),
         "kl_penalised": Kind("surrogates.kl_penalised", asks=RATIO),
         "likelihood": Kind("likelihoods.likelihood", takes=TOKENS),
         "kept_likelihood": Kind("likelihoods.kept_likelihood", CLIP, takes=TOKENS, asks=RATIO),
         "tempered_likelihood": Kind("likelihoods.tempered_likelihood", {"temper": positive(1.0)}, takes=TOKENS),
-        "shifted_likelihood": Kind("likelihoods.shifted_likelihood", {"shift": positive(0.1)}, takes=TOKENS),
+        "shifted_likelihood": Kind(
+            "likelihoods.shifted_likelihood", {"shift": positive(0.1)}, takes=TOKENS, teaches_at_zero=True
+        ),
         "positive_cloning": Kind(
             "likelihoods.positive_cloning",
             {"positive_weight": positive(1.0), "negative_weight": positive(0.5)},
@@ -97,7 +101,11 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             asks=RATIO,
         ),
         "bellman": Kind(
-            "likelihoods.bellman", {"rover_scale": positive(1.0)}, takes=TOKENS, asks=asks("previous", "uniform")
+            "likelihoods.bellman",
+            {"rover_scale": positive(1.0)},
+            takes=TOKENS,
+            asks=asks("previous", "uniform"),
+            teaches_at_zero=True,
         ),
         "second_moment": Kind(
             "covariance.second_moment",
@@ -114,11 +122,18 @@ COLUMNS: dict[str, dict[str, Kind]] = {
             asks=RATIO,
         ),
         "kl_cov": Kind(
-            "covariance.kl_cov", {**FRACTION, "cov_penalty": positive(1.0)}, level="step", takes=TOKENS, asks=RATIO
+            "covariance.kl_cov",
+            {**FRACTION, "cov_penalty": positive(1.0)},
+            level="step",
+            takes=TOKENS,
+            asks=RATIO,
+            teaches_at_zero=True,
         ),
         "dynamic_likelihood": Kind("likelihoods.dynamic_likelihood", takes=TOKENS),
-        "regressed": Kind("likelihoods.regressed", CONTRAST),
-        "step_regression": Kind("offline.step_regression", CONTRAST, takes=("tokens", "ends"), asks=asks("steps")),
+        "regressed": Kind("likelihoods.regressed", CONTRAST, teaches_at_zero=True),
+        "step_regression": Kind(
+            "offline.step_regression", CONTRAST, takes=("tokens", "ends"), asks=asks("steps"), teaches_at_zero=True
+        ),
         **SETS,
         **SCORES,
     },
