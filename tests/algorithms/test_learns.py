@@ -20,6 +20,7 @@ from tests.algorithms.toy_runs import (
     OFFLINE,
     ONLINE,
     POLICIES,
+    SEEDS,
     SETTINGS,
     Setting,
     train,
@@ -32,7 +33,7 @@ def test_every_row_of_a_policy_is_learnt_in_one_of_three_ways() -> None:
     assert sorted([*ONLINE, *OFFLINE, *GAMES]) == sorted(POLICIES)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", ONLINE)
 def test_every_row_that_samples_learns(name: str, seed: int) -> None:
     setting = SETTINGS.get(name, Setting())

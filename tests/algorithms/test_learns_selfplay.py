@@ -22,7 +22,7 @@ from posttrain.recipe import Reference
 from posttrain.rollout.collect import Chosen, Draw, Grades, Ungraded, collect
 from posttrain.types import Group, Prompt, Rollout, Sampling, Verdict
 from tests.algorithms.toy_given import EVENLY, ONE, drawn, flipped, pairs
-from tests.algorithms.toy_runs import BEFORE, GAMES, Run
+from tests.algorithms.toy_runs import BEFORE, GAMES, SEEDS, Run
 from tests.toy import LENGTH, PROMPTS, ToyDuel, ToyGrader, ToyLearner, ToySampler
 
 
@@ -110,7 +110,7 @@ class Rounds:
         return (joined(collected, self.given) if self.given else collected).groups
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", SEEDS[:2])
 @pytest.mark.parametrize("name", GAMES)
 def test_every_row_learns_by_playing(name: str, seed: int, tmp_path: Path) -> None:
     game = SETTINGS.get(name, Game())

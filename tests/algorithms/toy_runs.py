@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -40,6 +41,8 @@ OFFLINE = [n for n, row in POLICIES.items() if row.source.kind in ("given", "con
 
 GOAL, BEFORE = 0.9, 0.12
 """The reward to be reached, and what no untrained policy has."""
+SEEDS = (0, pytest.param(1, marks=pytest.mark.prove), pytest.param(2, marks=pytest.mark.prove))
+"""Further seeds are the heavier proof."""
 LAST = 5
 """Steps at the end whose mean counts."""
 FOUR, SHARE = Updates(minibatches=2, epochs=2), ToyGrader()
