@@ -110,6 +110,10 @@ def test_runs_on_given_answers_have_dashes_where_nothing_is_sampled(
     if algorithm in ("dpo", "reward_bradley_terry"):
         # Both answers to each of four prompts, three steps.
         assert found["work"]["shared"] > 0
+    if "publish" in there:
+        # The opponent's weights are loaded in the middle of generating.
+        for line in RunFolder(tmp_path / "run").read_metrics()[1:]:
+            assert 0 < line["rollout/sync_seconds"] <= line["sync/seconds"] + line["sync/switch_seconds"]
     assert found["largest"]
 
 
