@@ -229,6 +229,7 @@ def test_every_fragment_completes_a_recipe(path: Path, tmp_path: Path) -> None:
     load(tmp_path / "with.yaml")
 
 
+@pytest.mark.clock
 def test_checking_imports_no_torch_and_takes_less_than_two_seconds() -> None:
     code = (
         "import sys; sys.argv = ['posttrain', 'check', 'recipes/grpo-arithmetic.yaml']\n"

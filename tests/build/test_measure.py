@@ -252,7 +252,13 @@ class TestKinds:
         card = card_of(tmp_path / "run")
         assert (card["pairs"], card["accuracy"]) == (8, sum(right) / 8)
 
-    @pytest.mark.parametrize("name", ["reward_margin", "reward_ties", "reward_plackett_luce", "reward_regression"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("reward_plackett_luce", "reward_regression"),
+            *(pytest.param(name, marks=pytest.mark.prove) for name in ("reward_margin", "reward_ties")),
+        ],
+    )
     def test_graded_lists_are_measured_by_all_their_pairs(self, tmp_path: Path, name: str) -> None:
         train(prepare(tmp_path, name, lists(10), lists(5, start=40), run={"steps": 2, "save_every": 0}))
         card = card_of(tmp_path / "run")

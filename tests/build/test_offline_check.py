@@ -184,6 +184,7 @@ def test_what_can_be_done_is_right(tmp_path: Path, case: str) -> None:
     assert ("evaluations" in lines) == (held is not None)
 
 
+@pytest.mark.clock
 def test_checking_imports_no_torch_and_takes_less_than_two_seconds(tmp_path: Path) -> None:
     files = [
         prepare(tmp_path / name, algorithm, train, held, **changes)
