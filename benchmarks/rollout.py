@@ -173,4 +173,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parsed())
+    from posttrain.build.process import terminable
+
+    with terminable():
+        main(parsed())

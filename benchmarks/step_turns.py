@@ -74,6 +74,11 @@ def both(jobs: dict[str, Job]) -> Iterator[dict[str, Side]]:
         for side in sides.values():
             side.answer()
         yield sides
+    except BaseException:
+        # In the middle of a step it would not be heard.
+        for side in sides.values():
+            side.process.kill()
+        raise
     finally:
         for side in sides.values():
             side.end()
