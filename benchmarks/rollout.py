@@ -167,6 +167,7 @@ def main(arguments: argparse.Namespace) -> None:
             line += f"   wanted {WANTED}"
         print(line)
     if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         named = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
         out = {"machine": machine(device), "arguments": named, "dtype": dtype, "ready": ready, "rates": found}
         arguments.out.write_text(json.dumps(out, indent=1) + "\n")

@@ -191,6 +191,8 @@ def main(arguments: argparse.Namespace) -> None:
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    for file in filter(None, (arguments.out, arguments.picture)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     dtype = chosen_dtype(arguments.dtype, device)
     hardware = (arguments.hardware or ROOT / "configs" / "hardware" / f"{device}.yaml").resolve()
     named = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
