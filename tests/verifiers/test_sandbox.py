@@ -147,6 +147,7 @@ def test_each_limit_ends_a_program_and_names_itself(sandbox: Sandbox) -> None:
     assert len(sandbox.run("print('x' * 5000)", limits=Limits(output=1000, seconds=60)).stdout) == 1000
 
 
+@pytest.mark.clock
 def test_a_session_has_one_budget_of_seconds_and_idle_time_is_free(sandbox: Sandbox) -> None:
     with sandbox.open("import time\ndef f(x): time.sleep(x)", Limits(seconds=2.0)) as session:
         time.sleep(2.1)
