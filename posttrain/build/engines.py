@@ -54,7 +54,8 @@ def make_hybrid(recipe: Recipe, learner: Learner, sampler: Sampler, world: World
 def _adapter(recipe: Recipe, checkpoint: Checkpoint) -> Form | str:
     """The adapter that the engine is to make room for, or why there is none."""
     lora, asked = recipe.model.lora, recipe.hardware.sampler.adapters
-    reason = merged_because(recipe, json.loads((checkpoint.folder / "config.json").read_text()))
+    config = json.loads((checkpoint.folder / "config.json").read_text())
+    reason = merged_because(recipe, config, checkpoint.device)
     if lora is None or asked == "merged" or reason is not None:
         return reason or f"hardware.sampler.adapters: {asked}"
     try:

@@ -55,14 +55,16 @@ def sent(folder: Path) -> set[float]:
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "merged"
-    assert "adapter apart" not in run("train", recipe(folder, "merged"), "--quiet").stdout
+    said = run("train", recipe(folder, "auto"), "--quiet").stdout
+    assert "adapter apart" not in said
+    assert "half the speed" in said
     return folder
 
 
 @pytest.mark.parametrize(
     ("adapters", "strategy", "span"),
     [
-        ("auto", "single", 1),
+        ("apart", "single", 1),
         *(pytest.param("apart", s, n, marks=pytest.mark.prove) for s, n in (("fsdp2", 2), ("ddp", 1))),
     ],
 )

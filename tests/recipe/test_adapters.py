@@ -63,3 +63,10 @@ def test_auto_merges_what_cannot_be_apart_and_has_the_reason(tmp_path: Path, nam
     assert not published_apart(found)
     assert CANNOT[name][1][0].split(",")[0] in (merged_because(found) or "")
     assert published_apart(parse(asked(tmp_path)))
+
+
+def test_auto_merges_on_a_cpu_which_draws_slowly_with_an_adapter_beside(tmp_path: Path) -> None:
+    found = parse(asked(tmp_path, sampler={"adapters": "auto"}))
+    assert "half the speed" in (merged_because(found, device="cpu") or "")
+    assert merged_because(found, device="cuda") is None
+    assert merged_because(parse(asked(tmp_path)), device="cpu") is None

@@ -82,7 +82,9 @@ def test_the_time_for_a_verdict_is_for_both_answers_together(tmp_path: Path) -> 
         assert server.asked == 2
 
 
-@pytest.mark.parametrize("when", ["30", email.utils.formatdate(time.time() + 3600, usegmt=True)])
+@pytest.mark.parametrize(
+    "when", ["30", email.utils.formatdate(time.time() + 3600, usegmt=True)], ids=["seconds", "date"]
+)
 def test_a_server_that_asks_for_more_patience_than_there_is_is_not_waited_for(tmp_path: Path, when: str) -> None:
     with serving(first(Reply(status=429, headers={"Retry-After": when}))) as server:
         start = time.monotonic()
