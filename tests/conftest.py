@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# A worker of pytest-xdist is given a width of 80, which a console that is made at an import would keep.
+os.environ.pop("COLUMNS", None)
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 cached = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "posttrain"
 models = Path(os.environ.get("POSTTRAIN_CACHE", Path(*cached))) / "models"

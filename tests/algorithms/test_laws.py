@@ -14,7 +14,7 @@ from posttrain.algorithms.credit import assign_credit
 from posttrain.algorithms.loss import batch_loss
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.state import Coefficients, Terms
-from posttrain.data.packing import Packing, pack
+from posttrain.data.packing import Packing, join, pack
 from posttrain.types import Annotation, Group, Rollout, Sample, Scored, Verdict
 from tests.tiny import prompt
 
@@ -69,16 +69,17 @@ def learnt(algorithm: Algorithm, rows: list[Group], apart: float) -> tuple[float
             )
         )
     samples, _ = assign_credit(algorithm, rows, annotations, Terms(max_tokens=8))
-    (batch,) = pack(samples, PACKING)
-    logprobs = (
-        torch.full((len(batch.tokens),), -1.0, dtype=torch.float64) + apart * noise(7, len(batch.tokens))
-    ).requires_grad_()
+    batch = join(list(pack(samples, PACKING)))
+    # Rows are not packed in the order of the samples: each has its own noise.
+    order, lengths = batch.index.tolist(), batch.lengths.tolist()
+    logprobs = torch.cat([-1.0 + apart * noise(7 + i, n) for i, n in zip(order, lengths, strict=True)]).requires_grad_()
     # Two draws collide as often as the policy says what was said: every response is as likely as usual.
     scored = Scored(logprobs, torch.zeros_like(logprobs), collision=logprobs.detach())
     usual = Coefficients(8, kl=0.3, baseline=USUAL if algorithm.needs.shift or algorithm.needs.mismatched else 0.0)
     loss, _ = batch_loss(algorithm, scored, batch, usual)
     (gradient,) = torch.autograd.grad(loss, logprobs)
-    return float(loss.detach()), gradient, samples
+    by_sample = dict(zip(order, gradient.split(lengths), strict=True))
+    return float(loss.detach()), torch.cat([by_sample[i] for i in sorted(order)]), samples
 
 
 def test_ppo_with_one_update_is_a2c_is_reinforce_against_its_critic() -> None:
@@ -217,7 +218,7 @@ def test_supervised_learning_moves_every_token_alike_and_dft_by_its_probability(
     rows = groups((3,), ((1.0,), (1.0,)))
     _, plain, _ = learnt(choose("sft", {}), rows, 0.5)
     _, dynamic, _ = learnt(choose("dft", {}), rows, 0.5)
-    logprobs = -1.0 + 0.5 * noise(7, len(plain))
+    logprobs = -1.0 + 0.5 * torch.cat([noise(7 + i, 5) for i in range(2)])
     said = plain != 0
     assert plain[said].tolist() == pytest.approx([-1 / 6] * 6)
     torch.testing.assert_close(dynamic, plain * logprobs.exp() * said)

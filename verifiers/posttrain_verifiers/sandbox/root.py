@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 from posttrain_verifiers.sandbox import kernel
@@ -30,7 +31,8 @@ def enter(folders: Iterable[str]) -> None:
     kernel.mount("tmpfs", new, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
     for path, descriptor in sources.items():
         place = new + path
-        if os.path.isdir(path):
+        # Not by its name: what lies in /tmp is hidden by now.
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             os.makedirs(place, exist_ok=True)
         else:
             os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -40,7 +42,7 @@ def enter(folders: Iterable[str]) -> None:
         for installed in (f"{place}/site-packages", f"{place}/dist-packages"):
             if os.path.isdir(installed):
                 kernel.mount("tmpfs", installed, "tmpfs", kernel.MS_RDONLY, "size=4k,mode=555")
-    os.mkdir(f"{new}/tmp")
+    os.makedirs(f"{new}/tmp", exist_ok=True)
     os.symlink("/tmp", f"{new}/dev/shm")
     os.chdir(new)
     kernel.pivot_root(".", ".")

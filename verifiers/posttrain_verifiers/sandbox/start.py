@@ -64,7 +64,8 @@ def _parts() -> bytes:
 @functools.cache
 def _folders() -> list[str]:
     """The folders of the standard library, and the time zones."""
-    paths = sysconfig.get_paths()
+    # Those of the interpreter itself: a virtual environment's own folder holds what is installed and nothing else.
+    paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
     found = [paths["stdlib"], paths["platstdlib"], *(path for path in sys.path if path.endswith("lib-dynload")), ZONES]
     folders = sorted({os.path.realpath(path) for path in found if Path(path).is_dir()})
     return [a for a in folders if not any(a.startswith(b + "/") for b in folders)]
