@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable
 
 from posttrain.build import wire
+from posttrain.build.check import check
+from posttrain.build.machine import resolved
 from posttrain.models.checkpoint import load_policy, merged_weights
 from posttrain.recipe import load
+from posttrain.world import ALONE
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -23,7 +26,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main(recipe_path: str = "recipes/grpo-arithmetic.yaml", rounds: str = "7") -> None:
     """Alternate our proven sync and the engine's raw reload; print medians and their ratio."""
-    recipe = load(recipe_path)
+    checked, _ = resolved(check(load(recipe_path)), ALONE)
+    recipe = checked.recipe
     checkpoint = wire.open_checkpoint(recipe)
     sampler = wire.make_sampler(recipe, checkpoint, max_length=256)
     model = load_policy(checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device)

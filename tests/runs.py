@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
+FIGURES = {"eval/accuracy", "eval/greedy", "reward/mean", "rollout/length_mean", "learn/grad_norm"}
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -72,3 +75,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         for line in lines
     ]
     return [{k: v for k, v in line.items() if k not in names} for line, names in zip(lines, own, strict=True)]
+
+
+def same_figures(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], within: float) -> None:
+    """What two runs drew, scored and learnt is the same to a relative `within`, and so is what engine and trainer say."""
+    for a, b in zip(one, other, strict=True):
+        for name in FIGURES & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=within), name
+        assert b.get("parity/max_abs_gap", 0.0) < 1e-4

@@ -14,9 +14,8 @@ import pytest
 
 from posttrain.metrics import RunFolder
 from tests.forked import run as run_forked
-from tests.runs import ROOT, command, metrics, prepare, run
+from tests.runs import ROOT, command, metrics, prepare, run, same_figures
 
-FIGURES = {"eval/accuracy", "eval/greedy", "reward/mean", "rollout/length_mean", "learn/grad_norm"}
 STEPS = {"steps": 4, "save_every": 2}
 
 
@@ -147,16 +146,7 @@ def test_an_engine_on_each_rank_or_over_all_of_them_is_the_engine_alone(
 ) -> None:
     run("train", through_vllm(tmp_path, strategy, span), "--quiet")
     found = metrics(tmp_path / "run")
-    for a, b in zip(engine_alone, found, strict=True):
-        for name in {
-            "eval/accuracy",
-            "eval/greedy",
-            "reward/mean",
-            "rollout/length_mean",
-            "learn/grad_norm",
-        } & a.keys():
-            assert b[name] == pytest.approx(a[name], rel=2e-3), name
-        assert b.get("parity/max_abs_gap", 0.0) < 1e-4
+    same_figures(engine_alone, found, 2e-3)
 
 
 @pytest.mark.prove
@@ -174,13 +164,5 @@ def test_servers_apart_are_the_engine_of_the_process_that_learns(
         },
     )
     run("train", path, "--quiet")
-    for a, b in zip(engine_alone, metrics(tmp_path / "run"), strict=True):
-        for name in {
-            "eval/accuracy",
-            "eval/greedy",
-            "reward/mean",
-            "rollout/length_mean",
-            "learn/grad_norm",
-        } & a.keys():
-            assert b[name] == pytest.approx(a[name], rel=2e-3), name
+    same_figures(engine_alone, metrics(tmp_path / "run"), 2e-3)
     assert (tmp_path / "run" / "servers").is_dir()
