@@ -78,7 +78,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def same_figures(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], within: float) -> None:
-    """What two runs drew, scored and learnt is the same to a relative `within`, and so is what engine and trainer say."""
+    """What two runs drew, scored and learnt is the same to a relative `within`; engine and trainer agree."""
     for a, b in zip(one, other, strict=True):
         for name in FIGURES & a.keys():
             assert b[name] == pytest.approx(a[name], rel=within), name
