@@ -30,6 +30,7 @@ settings.load_profile("calm")
 LONGEST = (
     "loops/test_several_ranks.py",
     "loops/test_resume.py",
+    "hybrid/test_grid.py",
     "hybrid/test_transfer_vllm.py",
     "rollout/test_server_vllm.py",
     "learner/test_ranks.py",
