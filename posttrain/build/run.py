@@ -58,7 +58,7 @@ def train(checked: Checked, force: bool, started: float) -> dict[str, Any]:
     with folder.lock() if main_process() else contextlib.nullcontext():
         with connected(device_of(checked.recipe), hardware.patience) as world, stopping() as told_to_stop:
             refuse_other_world(checked.recipe, world)
-            checked, line = resolved(checked, world)
+            checked, line = resolved(checked, world, folder)
             if line:
                 console.print(line)
             data = _trained(checked, folder, force, world, told_to_stop)

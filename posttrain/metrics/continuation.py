@@ -11,6 +11,8 @@ LAYOUT = frozenset(
     {"hardware.patience", "hardware.learner.strategy", "hardware.learner.processes", "hardware.learner.offload"}
 )
 """Keys that change the order of a sum and nothing else: a run may go on with other ranks."""
+DECIDED = frozenset({"hardware.dtype"})
+"""Keys that a run decides at its start where the recipe says auto; it goes on with what it decided then."""
 ABSENT = "(absent)"
 
 
@@ -20,7 +22,7 @@ def refusals(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key, ABSENT), after.get(key, ABSENT)
-        if was == now or key in HARMLESS | LAYOUT:
+        if was == now or key in HARMLESS | LAYOUT or (key in DECIDED and now == "auto"):
             continue
         line = f"{key}: {_show(was)} -> {_show(now)}"
         if key == "run.steps" and isinstance(was, int) and isinstance(now, int) and now > was:

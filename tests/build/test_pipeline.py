@@ -230,8 +230,9 @@ def state(folder: Path) -> dict[str, int]:
 def test_a_finished_pipeline_does_nothing_more_and_says_so(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before, records = state(folder), lineage(folder)
-    # How many checkpoints are kept changes no number of a run.
-    said = run("train", folder / "stages.yaml", "--quiet", "stages.first.run.keep_checkpoints=2").stdout
+    # How many checkpoints are kept changes no number of a run, and a dtype left open is what the run decided.
+    same = ("stages.first.run.keep_checkpoints=2", "stages.first.hardware.dtype=auto")
+    said = run("train", folder / "stages.yaml", "--quiet", *same).stdout
     assert said.count("finished, not run again") == 4
     assert (state(folder), lineage(folder)) == (before, records)
     (folder / "out" / "pipeline.json").unlink()

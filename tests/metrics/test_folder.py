@@ -97,6 +97,7 @@ def test_another_recipe_is_refused_by_key_and_changes_nothing(folder, old, new, 
         ("sinks: []", "sinks: [tensorboard, wandb]"),
         ("keep_checkpoints: null", "keep_checkpoints: 2"),
         ("runs/a", "moved/b"),
+        ("device: cpu", "device: cpu, dtype: auto"),
     ],
 )
 def test_a_difference_that_changes_no_number_is_let_through(folder, old, new):
