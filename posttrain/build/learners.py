@@ -15,6 +15,7 @@ from posttrain.build.check import Checked
 from posttrain.build.companions import Checkpoint
 from posttrain.errors import ModelError
 from posttrain.learner.backbone import prove_layout, states_agree, take_trees
+from posttrain.learner.compiling import compile_parts
 from posttrain.learner.computation import Computation
 from posttrain.learner.layout import Layout
 from posttrain.learner.policy import Companions, PolicyLearner
@@ -47,7 +48,11 @@ def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layou
         references=companions.references(recipe, checkpoint, sharding) if needs.reference else None,
         critic=companions.critic(checked, checkpoint, model, updates, sharding) if needs.critic else None,
     )
-    settings = replace(settings, flat=_flat([model, *beside.models()], recipe.hardware.learner.attention))
+    models = [model, *beside.models()]
+    settings = replace(settings, flat=_flat(models, recipe.hardware.learner.attention))
+    if recipe.hardware.learner.compile:
+        for one in models:
+            compile_parts(one)
     return PolicyLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, updates, beside)
 
 
@@ -92,6 +97,8 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
     settings = replace(
         computation(checked, checkpoint, layout, 1.0), flat=_flat([plain], recipe.hardware.learner.attention)
     )
+    if recipe.hardware.learner.compile:
+        compile_parts(model)
     return ScorerLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, total_updates(checked))
 
 

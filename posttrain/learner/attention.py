@@ -16,6 +16,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "posttrain_trees"
 """As a model's config names it."""
+WIDE_UP_TO = 224
+"""Queries of a sequence up to which torch's attention on a CPU is faster in fp32 than in bf16, forwards and backwards
+together: .5 of the time for 64 queries, .75 for 200, 1.2 for 512 (`benchmarks/attention.py`).
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def attend(
     sizes = [tree.size for tree in trees]
     parts = zip(trees, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True)
     kernel = partial(
-        scaled_dot_product_attention,
+        _kernel,
         dropout_p=settings.get("dropout", 0.0),
         scale=settings.get("scaling"),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -73,6 +77,13 @@ def _one(tree: Tree, query: Tensor, key: Tensor, value: Tensor, kernel: Callable
     if shared:
         found.insert(0, kernel(*first, is_causal=True)[0])
     return torch.cat(found, dim=1)
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
+    """torch's own attention, in fp32 where that is faster."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[-2] > WIDE_UP_TO:
+        return scaled_dot_product_attention(query, key, value, **settings)
+    return scaled_dot_product_attention(query.float(), key.float(), value.float(), **settings).to(query.dtype)
 
 
 def _branches(states: Tensor, tree: Tree) -> Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from posttrain.logits import rows_of_a_block
 
 
 class Extras(NamedTuple):
@@ -39,16 +43,26 @@ class _Logits:
         self.wide = torch.promote_types(hidden.dtype, torch.float32)
         rows = min(chunk, len(hidden))
         self.product = torch.empty(rows, len(weight), dtype=weight.dtype, device=hidden.device)
-        self.table = self.product if self.wide == weight.dtype else torch.empty_like(self.product, dtype=self.wide)
+        self.height = rows_of_a_block(hidden.device.type, len(weight))
+        self._table = torch.empty(
+            0 if self.wide == weight.dtype else min(self.height, rows),
+            len(weight),
+            dtype=self.wide,
+            device=hidden.device,
+        )
 
-    def __call__(self, part: slice) -> Tensor:
-        """`[chunk, V]` in fp32 at least; overwritten by the next call."""
+    def __call__(self, part: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Of a chunk, block by block: which positions, their logits `[block, V]` in fp32 at least, overwritten by the
+        next block's, and where in `product` they stand, for slopes to be written there.
+        """
         count = len(self.hidden[part])
         torch.mm(self.hidden[part], self.weight.t(), out=self.product[:count])
-        table = self.table[:count]
-        if self.table is not self.product:
-            table.copy_(self.product[:count])
-        return table if self.temperature == 1.0 else table.div_(self.temperature)
+        for at in range(0, count, self.height):
+            rows = self.product[at : min(at + self.height, count)]
+            table = rows if self.wide == rows.dtype else self._table[: len(rows)].copy_(rows)
+            if self.temperature != 1.0:
+                table.div_(self.temperature)
+            yield slice(part.start + at, part.start + at + len(rows)), table, rows
 
 
 class _ChosenLogprobs(torch.autograd.Function):
@@ -62,16 +76,16 @@ class _ChosenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=logits.wide, device=hidden.device)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         uniform, collision = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
-        for start in range(0, len(targets), chunk):
-            part = slice(start, start + chunk)
-            table = logits(part)
+        spare: Tensor | None = None
+        for part, table, _ in chain.from_iterable(map(logits, _chunks(len(targets), chunk))):
             logprobs[part] = table.gather(1, targets[part, None])[:, 0]
             if extras.uniform:
                 uniform[part] = table.mean(-1)
             largest = table.amax(-1, keepdim=True)
             # With x = logit - largest: log Z = log sum exp x, entropy = log Z - sum x exp x / Z.
             shifted = table.sub_(largest)
-            weights = shifted.exp()
+            spare = torch.empty_like(table) if spare is None else spare
+            weights = torch.exp(shifted, out=spare[: len(table)])
             total = weights.sum(-1)
             if extras.collision:
                 collision[part] = weights.square().sum(-1).log() - 2 * total.log()
@@ -87,20 +101,31 @@ class _ChosenLogprobs(torch.autograd.Function):
         hidden, weight, targets, normaliser, entropy = ctx.saved_tensors
         grad, logits = grads[0], _Logits(hidden, weight, ctx.temperature, ctx.chunk)
         gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1])
-        for start in range(0, len(targets), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            table = logits(part).sub_(normaliser[part, None])
-            # d H / d logit = -p (log p + H)
-            seek = (table + entropy[part, None]).mul_(grads[1][part, None]) if ctx.extras.entropy else None
-            slope = table.exp_().neg_()
-            if seek is not None:
-                seek.mul_(slope)
-            slope.mul_(grad[part, None])
-            slope.scatter_add_(1, targets[part, None], grad[part, None].to(slope.dtype))
-            if seek is not None:
-                slope.add_(seek)
-            gradients.add(part, slope.div_(ctx.temperature), logits.product)
+        for chunk in _chunks(len(targets), ctx.chunk):
+            for part, table, rows in logits(chunk):
+                table.sub_(normaliser[part, None])
+                # d H / d logit = -p (log p + H)
+                seek = (table + entropy[part, None]).mul_(grads[1][part, None]) if ctx.extras.entropy else None
+                slope = table.exp_().neg_()
+                if seek is not None:
+                    seek.mul_(slope)
+                slope.mul_(grad[part, None])
+                slope.scatter_add_(1, targets[part, None], grad[part, None].to(slope.dtype))
+                if seek is not None:
+                    slope.add_(seek)
+                _put(rows, slope.div_(ctx.temperature) if ctx.temperature != 1.0 else slope)
+            gradients.add(chunk, logits.product[: len(hidden[chunk])])
         return gradients.hidden, gradients.weight, None, None, None, None
+
+
+def _chunks(count: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, start + chunk) for start in range(0, count, chunk))
+
+
+def _put(rows: Tensor, slope: Tensor) -> None:
+    """Slopes in the head's dtype, where the logits stood."""
+    if slope.data_ptr() != rows.data_ptr():
+        rows.copy_(slope)
 
 
 class _Gradients:
@@ -108,17 +133,17 @@ class _Gradients:
 
     def __init__(self, hidden: Tensor, weight: Tensor, wants_weight: bool) -> None:
         self.states, self.head, self.wants_weight = hidden, weight, wants_weight
+        self.wide = torch.promote_types(hidden.dtype, torch.float32)
         self.hidden = torch.empty_like(hidden)
         self._sum: Tensor | None = None
 
-    def add(self, part: slice, slope: Tensor, buffer: Tensor) -> None:
-        """`slope [chunk, V]` is d loss / d logits before the temperature; `buffer` has the head's dtype."""
-        narrow = slope if slope.dtype == self.head.dtype else buffer[: len(slope)].copy_(slope)
-        self.hidden[part] = narrow @ self.head
+    def add(self, part: slice, slope: Tensor) -> None:
+        """`slope [chunk, V]` is d loss / d logits before the temperature, in the head's dtype."""
+        self.hidden[part] = slope @ self.head
         if self.wants_weight:
             # Chunks add up in fp32: in bf16 the sum would depend on how many chunks there are.
-            step = (narrow.t() @ self.states[part]).to(slope.dtype)
-            self._sum = step if self._sum is None else self._sum.add_(step)
+            step = slope.t() @ self.states[part]
+            self._sum = step.to(self.wide) if self._sum is None else self._sum.add_(step)
 
     @property
     def weight(self) -> Tensor | None:
@@ -137,10 +162,10 @@ class _ExactKl(torch.autograd.Function):
             _Logits(other, other_weight, temperature, chunk),
         )
         out = torch.empty(len(hidden), dtype=policy.wide, device=hidden.device)
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            table = policy(part).log_softmax(-1)
-            out[part] = (table.exp() * (table - reference(part).log_softmax(-1))).sum(-1)
+        for span in _chunks(len(hidden), chunk):
+            for (part, own, _), (_, others, _) in zip(policy(span), reference(span), strict=True):
+                table = own.log_softmax(-1)
+                out[part] = (table.exp() * (table - others.log_softmax(-1))).sum(-1)
         ctx.save_for_backward(hidden, weight, other, other_weight, out)
         ctx.temperature, ctx.chunk = temperature, chunk
         return out
@@ -151,12 +176,13 @@ class _ExactKl(torch.autograd.Function):
         policy = _Logits(hidden, weight, ctx.temperature, ctx.chunk)
         reference = _Logits(other, other_weight, ctx.temperature, ctx.chunk)
         gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1])
-        for start in range(0, len(hidden), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            table = policy(part).log_softmax(-1)
-            # d KL / d logit = p (log p - log q - KL)
-            slope = (table - reference(part).log_softmax(-1)).sub_(out[part, None]).mul_(table.exp())
-            gradients.add(part, slope.mul_(grads[0][part, None] / ctx.temperature), policy.product)
+        for chunk in _chunks(len(hidden), ctx.chunk):
+            for (part, own, rows), (_, others, _) in zip(policy(chunk), reference(chunk), strict=True):
+                table = own.log_softmax(-1)
+                # d KL / d logit = p (log p - log q - KL)
+                slope = (table - others.log_softmax(-1)).sub_(out[part, None]).mul_(table.exp())
+                _put(rows, slope.mul_(grads[0][part, None] / ctx.temperature))
+            gradients.add(chunk, policy.product[: len(hidden[chunk])])
         return gradients.hidden, gradients.weight, None, None, None, None
 
 

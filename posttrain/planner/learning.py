@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from posttrain.logits import rows_of_a_block
 from posttrain.planner.activations import WIDE, Activations
 from posttrain.planner.shape import Shape
 
@@ -17,6 +18,7 @@ class Computing:
     activations: Activations
     chunk: int
     """Tokens whose logits exist at one time."""
+    device: str
     checkpointing: bool
     accumulates: bool
     """Whether gradients of earlier micro-batches are there already."""
@@ -86,15 +88,17 @@ def _moments(computing: Computing, share: float) -> Iterator[Moment]:
 
 def head(computing: Computing) -> tuple[float, tuple[float, float]]:
     """Bytes of the head's gradient while it is gathered, and of logits in the forward and the backward pass: a buffer
-    in the head's dtype, one in fp32 where that is another, and one of weights, or of slopes of the entropy.
+    in the head's dtype; of a block of them, one in fp32 where that is another, and one of weights, or of slopes of the
+    entropy.
     """
     shape, e, wide = computing.shape, computing.itemsize, computing.wide
     predicted = computing.activations.size.predicted
-    table = min(computing.chunk, predicted) * shape.vocabulary
-    buffers = table * (e if e == wide else e + wide)
-    backward = buffers + table * wide * computing.entropy
+    rows = min(computing.chunk, predicted)
+    block = min(rows, rows_of_a_block(computing.device, shape.vocabulary)) * shape.vocabulary * wide
+    buffers = rows * shape.vocabulary * e + (0 if e == wide else block)
+    backward = buffers + block * computing.entropy
     if computing.adapted:
-        return 0.0, (buffers + table * wide, backward)
+        return 0.0, (buffers + block, backward)
     # From the second chunk on its product stands beside the sum.
     beside = 0 if predicted <= computing.chunk else wide + (e if e < wide else 0)
-    return float(shape.embedding_parameters * (wide + beside)), (buffers + table * wide, backward)
+    return float(shape.embedding_parameters * (wide + beside)), (buffers + block, backward)

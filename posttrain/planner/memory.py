@@ -74,6 +74,7 @@ def computing(recipe: Recipe, shape: Shape, work: Work, placement: Placement) ->
         shape,
         Activations(shape, work.micro_batch, placement.itemsize, recipe.model.lora),
         learner.logit_chunk,
+        placement.device,
         learner.gradient_checkpointing,
         accumulates=work.passes > placement.ranks,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.data.packing import Packing, pack
+from posttrain.learner import attention
 from posttrain.learner.attention import Tree, attend
 from posttrain.learner.backbone import predictors, take_trees
 from posttrain.learner.layout import Layout, lay_out
@@ -92,6 +93,25 @@ def test_it_is_the_attention_of_every_token_over_what_it_sees(
         torch.autograd.grad(found, parts, slope), torch.autograd.grad(expected, parts, slope), strict=True
     ):
         torch.testing.assert_close(got, right, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("length", [5, attention.WIDE_UP_TO + 1], ids=["in fp32", "as it comes"])
+def test_half_precision_is_as_near_as_its_rounding(length: int) -> None:
+    trees = (Tree(3, (length, 4)), Tree(0, (length,)))
+    generator, count = torch.Generator().manual_seed(0), sum(tree.size for tree in trees)
+    exact = [torch.randn(1, n, count, WIDTH, generator=generator).bfloat16().double() for n in (HEADS, 2, 2)]
+    half = [part.bfloat16().requires_grad_() for part in exact]
+    exact = [part.requires_grad_() for part in exact]
+    found, expected = (
+        attend(SimpleNamespace(), parts[0], parts[1], parts[2], None, trees)[0] for parts in (half, exact)
+    )
+    assert found.dtype == torch.bfloat16
+    slope = torch.randn(expected.shape, generator=generator).bfloat16()
+    got = torch.autograd.grad(found, half, slope)
+    right = torch.autograd.grad(expected, exact, slope.double())
+    for a, b in zip((found, *got), (expected, *right), strict=True):
+        # In fp32 what is said is rounded once (2^-9 at most); in bf16 weights and slopes are rounded too.
+        assert float((a.detach().double() - b.detach()).norm() / b.detach().norm()) <= (2**-8 if length == 5 else 2**-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from posttrain import logits
 from posttrain.algorithms.choice import choose
 from posttrain.learner.layout import Layout
 from posttrain.learner.logprobs import Extras, chosen_logprobs, exact_kl
@@ -22,6 +23,12 @@ from tests.tiny import randomise, samples, taking_trees, tiny_folder, tiny_learn
 Tensors = tuple[Tensor, ...]
 CHUNKS = pytest.mark.parametrize("chunk", [1, 5, 64])
 EVERYTHING = Extras(entropy=True, uniform=True, collision=True)
+
+
+@pytest.fixture(params=[2**20, 60, 1], ids=["whole chunks", "two rows", "single rows"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits that are worked on at a time, of a vocabulary of 29."""
+    monkeypatch.setitem(logits.BLOCK, "cpu", request.param)
 
 
 def made(positions: int = 13, vocabulary: int = 29, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,6 +60,7 @@ def collision(found: Tensor) -> Tensor:
 
 
 @CHUNKS
+@pytest.mark.usefixtures("blocks")
 def test_log_probabilities_entropies_uniform_means_and_collisions_equal_the_full_table(chunk: int) -> None:
     hidden, weight, targets = made()
     hidden.requires_grad_()
@@ -82,6 +90,7 @@ def test_two_draws_collide_for_sure_where_one_token_is_certain_and_seldom_where_
 
 
 @CHUNKS
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_gradients_of_log_probabilities_and_entropies_equal_those_of_the_full_table(chunk: int, share: float) -> None:
     hidden, weight, targets = made()
@@ -116,6 +125,7 @@ def test_an_entropy_that_is_not_sought_has_no_gradient() -> None:
 
 
 @CHUNKS
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_the_exact_divergence_equals_that_of_the_full_tables_in_value_and_gradient(
     chunk: int, temperature: float
@@ -156,6 +166,24 @@ def test_half_precision_is_computed_in_full() -> None:
     torch.testing.assert_close(found.entropy, entropy(whole))
     torch.testing.assert_close(found.collision, collision(whole))
     assert exact_kl(hidden, weight, hidden, weight, 1.0, 5).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("blocks")
+def test_gradients_in_half_precision_do_not_depend_on_blocks() -> None:
+    """Row by row the same operations; only the products of a chunk see all of its rows."""
+    hidden, weight, targets = (t.bfloat16() if t.is_floating_point() else t for t in made())
+
+    def fast(h: Tensor, w: Tensor) -> Tensor:
+        found = chosen_logprobs(h, w, targets, 0.7, 5, EVERYTHING)
+        return (found.logprobs + 0.3 * found.entropy).sum()
+
+    def slow(h: Tensor, w: Tensor) -> Tensor:
+        whole = ((h @ w.t()).float() / 0.7).log_softmax(-1)
+        return (whole.gather(1, targets[:, None])[:, 0] + 0.3 * entropy(whole)).sum()
+
+    for found, expected in zip(*(gradients(f, hidden, weight) for f in (fast, slow)), strict=True):
+        # A slope is rounded to bf16 once on either way, and a sum of 13 or 29 of them once more.
+        torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("exact", [False, True])
