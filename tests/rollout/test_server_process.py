@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
@@ -58,6 +59,30 @@ def test_a_server_killed_at_random_moments_is_started_again_and_the_responses_ar
         timer.start()
         with pytest.raises(EngineLostError, match=r"(?s)killed by SIGKILL.*restarts: 2 were used"):
             sampler.generate(asked, ASKED)
+
+
+def test_killed_again_while_it_starts_it_starts_once_more(folder: Path) -> None:
+    asked = requests(COUNT)
+    with as_processes(folder, {**PACED, "slow": 2.0}, restarts=2) as sampler:
+        sampler.republish = lambda version: weights(folder, version)
+        sampler.load(weights(folder, 1), 1)
+        timers = [threading.Timer(seconds, kill, [sampler]) for seconds in (0.2, 1.2)]
+        for timer in timers:
+            timer.start()
+        assert answers(sampler.generate(asked, ASKED)) == expected(folder, asked, 1)
+        assert not any(timer.is_alive() for timer in timers)
+        assert sampler.take_report().values() == {"engine/lost": 2, "engine/restarts": 2}
+
+
+def test_one_that_fails_by_itself_when_it_starts_again_is_not_tried_further(folder: Path) -> None:
+    with as_processes(folder, PACED) as sampler:
+        sampler.republish = lambda version: weights(folder, version)
+        sampler.load(weights(folder, 1), 1)
+        os.environ["SMALL_ENGINE"] = json.dumps({"fails": True})
+        threading.Timer(0.2, kill, [sampler]).start()
+        with pytest.raises(EngineLostError, match=r"(?s)did not start: .*exit status 1.*there is not enough memory"):
+            sampler.generate(requests(COUNT), ASKED)
+        assert sampler.restarts == 1
 
 
 def test_without_a_source_what_had_arrived_is_told_and_the_rest_is_drawn_after_a_sync(folder: Path) -> None:

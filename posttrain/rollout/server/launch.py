@@ -113,6 +113,10 @@ class Server:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         return f"{self.name} ({self.url}) {how}; its log ends:\n{self.tail()}"
 
+    def killed(self, patience: float) -> bool:
+        """Whether the process was ended by a signal, at the latest after `patience` seconds."""
+        return self.ended(patience) is not None and self.process is not None and self.process.returncode < 0
+
     def tail(self) -> str:
         """The last lines of the log."""
         with contextlib.suppress(OSError), self.log.open("rb") as file:

@@ -152,17 +152,30 @@ class ServerSampler:
         lost = [r for r in self.replicas if r.lost is not None]
         gone = []
         for replica in lost:
-            try:
-                if replica.server is not None and replica.server.process is None:
-                    raise ModelError(f"{replica.lost} (restarts: {self.options.restarts} were used)")
-                self.background.run(self._meet([replica]))
-            except ModelError as error:
-                gone.append(str(error))
+            while replica.lost is not None:
+                try:
+                    if replica.server is not None and replica.server.process is None:
+                        raise ModelError(f"{replica.lost} (restarts: {self.options.restarts} were used)")
+                    self.background.run(self._meet([replica]))
+                except ModelError as error:
+                    if not self._killed_again(replica):
+                        gone.append(str(error))
+                        break
         present = [r for r in self.replicas if r.lost is None]
         if not present:
             self.version = None
             raise EngineLostError("servers: every engine is lost:\n" + "\n".join(gone), finished)
         return present
+
+    def _killed_again(self, replica: Replica) -> bool:
+        """Whether a server of ours was killed while it started, and starts once more: one that fails by itself would
+        fail again.
+        """
+        if replica.server is None or not replica.server.killed(patience=0.5):
+            return False
+        replica.lost = None
+        self._lose(replica, "killed while it started")
+        return replica.server.process is not None
 
     def _recover(self, version: int, finished: dict[int, Rollout]) -> None:
         """Bring the weights that were published back to servers that can be had."""
