@@ -34,7 +34,8 @@ test: install
 
 # Heavier proofs: the real 135M model, killed and resumed through vLLM, and accuracy reached.
 prove: install
-	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/pytest -m prove
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m prove --ignore tests/prove
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/pytest -m prove tests/prove
 
 lint: install
 	$(BIN)/ruff check .

@@ -16,9 +16,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "posttrain_trees"
 """As a model's config names it."""
-WIDE_UP_TO = 224
+WIDE_UP_TO = 256
 """Queries of a sequence up to which torch's attention on a CPU is faster in fp32 than in bf16, forwards and backwards
-together: .5 of the time for 64 queries, .75 for 200, 1.2 for 512 (`benchmarks/attention.py`).
+together: .45 of the time for 64 queries, .9 for 256, 1.2 for 512 (`benchmarks/attention.py`).
 """
 
 
@@ -67,16 +67,17 @@ def _one(tree: Tree, query: Tensor, key: Tensor, value: Tensor, kernel: Callable
     shared, longest = tree.shared, max(tree.branches)
     if not shared and len(tree.branches) == 1:
         return kernel(query[None], key[None], value[None], is_causal=True)[0]
-    first = [x[None, :, :shared] for x in (query, key, value)]
-    queries, *own = (_branches(x, tree) for x in (query, key, value))
-    seen = [torch.cat([f.expand(len(tree.branches), -1, -1, -1), o], 2) for f, o in zip(first[1:], own, strict=True)]
     # What fills a branch up lies behind its own tokens, so that causality hides it from them.
+    queries, *own = (_branches(x, tree) for x in (query, key, value))
+    if not shared:
+        said = kernel(queries, *own, is_causal=True)
+        return torch.cat([said[i, :, :length] for i, length in enumerate(tree.branches)], dim=1)
+    first = [x[None, :, :shared] for x in (query, key, value)]
+    seen = [torch.cat([f.expand(len(tree.branches), -1, -1, -1), o], 2) for f, o in zip(first[1:], own, strict=True)]
     allowed = torch.ones(longest, shared + longest, dtype=torch.bool, device=query.device).tril(shared)
     said = kernel(queries, *seen, attn_mask=allowed)
     found = [said[i, :, :length] for i, length in enumerate(tree.branches)]
-    if shared:
-        found.insert(0, kernel(*first, is_causal=True)[0])
-    return torch.cat(found, dim=1)
+    return torch.cat([kernel(*first, is_causal=True)[0], *found], dim=1)
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
