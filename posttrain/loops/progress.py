@@ -63,6 +63,7 @@ class Progress:
         if step < 0:
             return 0
         state = restore(self.folder.checkpoint_path(step), self.learner, self.world)
+        self.between = sum((Report.sum(*each) for each in self.folder.read_after(step).items()), Report())
         for name, keeper in self.keepers.items():
             keeper.restore(state.get(name, {}))
         return step
@@ -111,6 +112,8 @@ class Progress:
             state = {"step": step} | {name: keeper.state() for name, keeper in self.keepers.items()}
             write_checkpoint(self.folder, step, self.learner, state, run.keep_checkpoints, self.world)
             self.between += Report.sum("save/seconds", time.perf_counter() - written)
+        if (last or stop) and self.world.rank == 0:
+            self.folder.write_after(step, self.between.values())
         if stop and not last:
             raise StoppedError(f"told to stop: step {step} is saved; the same command goes on from there")
 

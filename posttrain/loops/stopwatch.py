@@ -30,6 +30,7 @@ class Stopwatch:
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
+        self._skips = bool(getattr(getattr(learner, "computation", None), "skips", False))
         self.report = Report.sum("learn/pass_seconds", 0.0) + Report.sum("learn/optimizer_seconds", 0.0)
 
     @classmethod
@@ -59,9 +60,23 @@ class Stopwatch:
         twice = algorithm.whole and len(batches) > 1
         numbers = {f"work/{name}": value for name, value in vars(found).items()}
         numbers["work/first_pass"] = found.computed if twice else 0
+        read = [] if twice else self._read_only(batches, algorithm)
+        numbers["work/silent_computed"] = count(read, self._learner.packing, int(algorithm.needs.scorer)).computed
         self.report += sum((Report.sum(name, value) for name, value in numbers.items()), Report())
         with self._timed("pass"):
             return self._learner.accumulate(batches, algorithm, coefficients)
+
+    def _read_only(self, batches: Sequence[Batch], algorithm: Algorithm) -> list[Batch]:
+        """The micro-batches that the learner reads without a backward pass. Of a loss of the whole update, which
+        computes no such one a second time, that is not known before its slopes are.
+        """
+        if not self._skips or not algorithm.silent_at_zero:
+            return []
+        learns = [bool(batch.advantages[batch.mask].any()) for batch in batches]
+        if not any(learns):
+            # One at least has a backward pass, for the optimiser's sake.
+            learns[:1] = [True]
+        return [batch for batch, learnt in zip(batches, learns, strict=True) if not learnt]
 
     def step(self, policy: bool = True) -> Report:
         with self._timed("optimizer"):

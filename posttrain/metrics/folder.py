@@ -105,6 +105,17 @@ class RunFolder:
         """Every whole line, in order; empty before the first step."""
         return durable.read_lines(self._metrics) if self._metrics.is_file() else []
 
+    def write_after(self, step: int, values: Mapping[str, float]) -> None:
+        """Note in `after.json` what came after a step that no further one follows yet: no line of metrics will."""
+        text = durable.to_json({"step": step, **values}, f"what came after step {step}")
+        durable.write_atomically(self.path / "after.json", [text, "\n"])
+
+    def read_after(self, step: int) -> dict[str, float]:
+        """What was noted after this step; nothing where another step is the last that something was noted after."""
+        path = self.path / "after.json"
+        found = durable.read_lines(path) if path.is_file() else []
+        return {n: v for n, v in found[0].items() if n != "step"} if found and found[0]["step"] == step else {}
+
     def truncate_after(self, step: int) -> None:
         """Forget metrics, roll-outs and results of later steps, and torn lines: what is left is as if the run had
         stopped at `step`. Checkpoints stay."""

@@ -1,7 +1,8 @@
 """What of a step's seconds could be saved, at most, and which key of the recipe would save it: rules over a profile.
 
-A pass's positions are taken to cost the same each, and a backward pass twice a forward one. What is less than `WORTH`
-of a step is not named as a thing to fix: then the largest phase is, with the key that says how much work it is.
+A pass's positions are taken to cost the same each, and a backward pass, where there is one, twice a forward one. What
+is less than `WORTH` of a step is not named as a thing to fix: then the largest phase is, with the key that says how
+much work it is.
 """
 
 from __future__ import annotations
@@ -92,8 +93,10 @@ def _positions(profile: Profile, recipe: Mapping[str, Any]) -> Iterator[tuple[st
         return
     layout = _at(recipe, "hardware", "learner", "layout") or "auto"
     smaller, larger = (f"hardware.learner.micro_batch_tokens ({word})" for word in ("smaller", "larger"))
-    cost = 3 * computed + first
-    each = 3 * seconds / cost
+    # What teaches nothing may lie in what is read without a backward pass as well as in the rest.
+    passes = 3 * computed - 2 * (work["silent_computed"] or 0.0)
+    cost = passes + first
+    each = passes / computed * seconds / cost
     key = "hardware.learner.layout: packed" if layout == "rows" else smaller
     yield "padding", (work["padding"] or 0.0) * each, key
     again = (work["repeated"] or 0.0) * each
@@ -113,11 +116,24 @@ def _samples(profile: Profile, recipe: Mapping[str, Any]) -> Iterator[tuple[str,
     silent = profile.work["silent_share"]
     if silent:
         key = "data.train (problems neither solved always nor never) or rollout.group_size (larger)"
-        yield "responses whose advantage is 0", silent * (drawn + _mean(profile, "learn")), key
+        yield "responses whose advantage is 0", silent * drawn + _silent_learning(profile, silent), key
     if profile.dropped:
         kept = _at(recipe, "optimizer", "prompts_per_step") or 0
         share = profile.dropped / (profile.dropped + kept)
         yield "groups drawn and dropped", share * drawn, "data.train (problems neither solved always nor never)"
+
+
+def _silent_learning(profile: Profile, silent: float) -> float:
+    """Seconds of learning that a share of its samples without an advantage takes: a third of the price where they are
+    read without a backward pass, the full one where they share a row with others or nothing is skipped.
+    """
+    learn, passes = _mean(profile, "learn"), _mean(profile, "pass")
+    computed, read = profile.work["computed"] or 0.0, profile.work["silent_computed"] or 0.0
+    if not read:
+        return silent * learn
+    first = profile.work["first_pass"] or 0.0
+    priced = read + 3 * max(0.0, silent * computed - read)
+    return silent * (learn - passes) + passes * priced / (3 * computed - 2 * read + first)
 
 
 def _between(profile: Profile, recipe: Mapping[str, Any]) -> Iterator[tuple[str, float, str | None]]:

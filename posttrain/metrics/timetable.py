@@ -20,14 +20,14 @@ SELDOM = ("reading", "reference", "values")
 
 def as_json(folder: RunFolder) -> dict[str, Any]:
     """Everything that `render_time` shows, unrounded, null where it was not measured."""
-    recipe, found = folder.recipe(), profile(folder.read_metrics())
+    recipe, found = folder.recipe(), _profile(folder)
     fixes = [asdict(saving) for saving in savings(found, recipe)]
     return {"run": str(folder.path), **asdict(found), "savings": fixes, "largest": sentence(found, recipe)}
 
 
 def render_time(folder: RunFolder) -> RenderableType:
     """Where each step's seconds went, phase by phase, what the learner computed, and the largest thing to fix."""
-    recipe, found = folder.recipe(), profile(folder.read_metrics())
+    recipe, found = folder.recipe(), _profile(folder)
     title = f"seconds of {found.steps} steps" + (", the first apart" if found.steps > 1 else "")
     table = Table("phase", "median", "10–90 %", "steps", "mean", "share", "tokens/s", "first step", title=title)
     for column in table.columns[1:]:
@@ -40,6 +40,11 @@ def render_time(folder: RunFolder) -> RenderableType:
         table.add_row(*_row(spent))
     lines = [Text(line) for line in _lines(found)]
     return Group(table, *lines, Text(sentence(found, recipe), style="bold"))
+
+
+def _profile(folder: RunFolder) -> Profile:
+    lines = folder.read_metrics()
+    return profile(lines, folder.read_after(lines[-1]["step"]) if lines else None)
 
 
 def _row(spent: Spent) -> list[str]:
@@ -66,6 +71,10 @@ def _lines(found: Profile) -> list[str]:
         f"{_count(work['repeated'])} ({_share(work['repeated_share'])}), shared instead {_count(work['shared'])}",
         f"samples with nothing to learn (advantage 0): {_share(work['silent_share'])}",
     ]
+    if work["silent_computed"]:
+        said.append(
+            f"positions of rows without an advantage, read without a backward pass: {_count(work['silent_computed'])}"
+        )
     if work["first_pass"]:
         said.append(
             f"computed before that without gradient, for losses of a whole update: {_count(work['first_pass'])}"

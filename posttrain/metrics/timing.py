@@ -51,7 +51,7 @@ PHASES = (
 )
 REST, OTHER = "rest", "other"
 BETWEEN = {"write": "write/seconds", "save": "save/seconds"}
-"""After a step was measured, and so noted in the line of the next one."""
+"""After a step was measured, and so noted in the line of the next one, or beside the lines where none followed."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,14 @@ class Profile:
     """How often the run went through given data, the present time included; 0 where prompts are sampled from."""
 
 
-def profile(lines: Sequence[Line]) -> Profile:
-    """The seconds of each phase of the steps in metrics.jsonl; a step that did not measure one has None there."""
+def profile(lines: Sequence[Line], after: Mapping[str, float] | None = None) -> Profile:
+    """The seconds of each phase of the steps in metrics.jsonl; a step that did not measure one has None there. `after`
+    is what was noted after the last step.
+    """
     steps = [line for line in lines if line["step"] > 0 and "step/seconds" in line]
     parts, later = [_parts(line) for line in steps], steps[1:]
-    for here, after in zip(parts, later, strict=False):
-        here |= {name: after.get(metric) for name, metric in BETWEEN.items()}
+    for here, following in zip(parts, [*later, after or {}], strict=False):
+        here |= {name: following.get(metric) for name, metric in BETWEEN.items()}
     phases = {}
     for name, (label, within) in _order().items():
         tokens = next((p.tokens for p in PHASES if p.name == name), None)
@@ -184,7 +186,10 @@ def _spent(
     )
 
 
-COUNTED = ("computed", "padding", "learnt", "repeated", "shared", "waiting", "first_pass", "samples", "silent_samples")
+COUNTED = (
+    *("computed", "padding", "learnt", "repeated", "shared", "waiting"),
+    *("first_pass", "silent_computed", "samples", "silent_samples"),
+)
 OF = {
     "learnt_share": ("learnt", "computed"),
     "padding_share": ("padding", "computed"),

@@ -5,26 +5,34 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
+import torch
 from torch import Tensor
 
 from posttrain.algorithms.choice import choose
-from posttrain.algorithms.state import Coefficients
+from posttrain.algorithms.row import Algorithm
+from posttrain.algorithms.state import Coefficients, RowState
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.data.packing import pack
 from posttrain.data.positions import count
 from posttrain.errors import PosttrainError
+from posttrain.learner import Learner
+from posttrain.learner.accumulate import Passes, accumulate
+from posttrain.learner.policy import PolicyLearner
+from posttrain.learner.sharding import WHOLE
 from posttrain.loops.learning import Learnt
 from posttrain.loops.progress import Progress
 from posttrain.loops.stopwatch import Stopwatch, untaught
 from posttrain.metrics import Report, RunFolder
 from posttrain.recipe import Run
-from posttrain.types import Sample
+from posttrain.types import Batch, Sample, Scored
 from posttrain.world import Alone
 from tests import offline_runs, runs
+from tests.learner.steps import TERMS
 from tests.offline_runs import command, killed, pairs, texts, train
 from tests.tiny import samples, tiny_folder, tiny_learner
 
@@ -70,7 +78,8 @@ def test_a_run_that_was_killed_counts_the_same_and_its_seconds_add_up(tmp_path: 
     assert [phases[name]["steps"] for name in ("generate", "grade", "pass", "optimizer", "publish")] == [3] * 5
     assert phases["evaluate"]["steps"] == 2
     assert phases["evaluate"]["first"] is None
-    assert phases["save"]["steps"] == 1
+    # After the second step, and after the last, which no line follows.
+    assert phases["save"]["steps"] == 2
     counted = found["work"]
     assert counted["computed"] >= counted["learnt"] + counted["padding"]
     lines = RunFolder(tmp_path / "calm" / "run").read_metrics()
@@ -190,6 +199,49 @@ def test_each_pass_is_timed_under_its_own_name_and_positions_are_those_of_all_pa
     learner.accumulate(batches, ALGORITHMS["dpo"], Coefficients(constant_length=1))
     # A loss of whole pairs is computed over the update first.
     assert watch.report.values()["work/first_pass"] == count(batches, slow.packing).computed
+
+
+class Spied:
+    """A learner that passes as the real one does; `read` are the micro-batches that had no backward pass."""
+
+    def __init__(self, learner: PolicyLearner, skips: bool) -> None:
+        self.learner, self.packing = learner, learner.packing
+        self.computation = replace(learner.computation, skips=skips)
+        self.read: list[Batch] = []
+
+    def accumulate(
+        self, batches: Sequence[Batch], algorithm: Algorithm, coefficients: Coefficients
+    ) -> tuple[Report, list[Tensor]]:
+        def score(batch: Batch) -> Scored:
+            if not torch.is_grad_enabled():
+                self.read.append(batch)
+            return self.learner._score(batch, algorithm)
+
+        passes = Passes(score, Tensor.backward, WHOLE, skips=self.computation.skips)
+        return accumulate(passes, batches, algorithm, coefficients)
+
+
+@pytest.mark.parametrize("silenced", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("changes", "skips"), [({}, True), ({}, False), ({"kl": "in_loss"}, True), ({"credit": "group_mean"}, True)]
+)
+def test_positions_without_a_backward_pass_are_those_that_the_learner_only_reads(
+    tmp_path: Path, silenced: int, changes: dict[str, Any], skips: bool
+) -> None:
+    spied = Spied(tiny_learner(tiny_folder(tmp_path / "model"), budget=15, reference=True), skips)
+    learner, watch = Stopwatch.around(cast(Learner, spied))
+    algorithm = choose("grpo", changes)
+    batch = [
+        replace(s, advantages=(s.group >= silenced) * s.advantages, reference=torch.zeros(len(s.mask), 1))
+        for s in samples()
+    ]
+    batches = list(pack(batch, spied.packing))
+    learner.accumulate(batches, algorithm, RowState.of(algorithm).coefficients(TERMS))
+    found = watch.report.values()
+    assert found["work/silent_computed"] == count(spied.read, spied.packing).computed
+    assert (found["work/silent_computed"] > 0) == (silenced > 0 and skips and algorithm.silent_at_zero)
+    # All silent: one has its backward pass all the same.
+    assert found["work/silent_computed"] < found["work/computed"]
 
 
 def test_samples_with_nothing_to_learn_are_counted_where_the_advantage_is_all_there_is() -> None:

@@ -34,7 +34,7 @@ def online(step: int, scale: float = 1.0, **more: float) -> Line:
         "step/seconds": 10.0,
     }
     counted = {"rollout/tokens": 800.0, "work/reading_tokens": 1000.0, "work/computed": 2000.0, "work/learnt": 800.0}
-    none = dict.fromkeys(("padding", "repeated", "shared", "waiting", "first_pass"), 0.0)
+    none = dict.fromkeys(("padding", "repeated", "shared", "waiting", "first_pass", "silent_computed"), 0.0)
     scaled = {name: value * scale for name, value in seconds.items()}
     return {"step": step, **scaled, **counted, **{f"work/{n}": v for n, v in none.items()}, **more}
 
@@ -81,6 +81,20 @@ def test_writing_and_saving_are_those_after_a_step_and_noted_with_the_next() -> 
     assert (found.phases["save"].median, found.phases["save"].steps, found.phases["save"].first) == (6.0, 1, None)
     assert found.phases["save"].mean == pytest.approx(2.0)
     assert found.phases["step"].mean == pytest.approx(10.0)
+
+
+def test_what_came_after_the_last_step_is_its_own(tmp_path: Path) -> None:
+    lines = steps({"write/seconds": 0.1}, {"write/seconds": 0.2, "save/seconds": 6.0})
+    run = folder(tmp_path, lines)
+    run.write_after(3, {"write/seconds": 0.4, "save/seconds": 8.0})
+    found = as_json(run)["phases"]
+    assert (found["save"]["high"], found["save"]["steps"], found["save"]["mean"]) == (pytest.approx(7.8), 2, 7.0)
+    assert (found["write"]["steps"], found["write"]["mean"]) == (2, pytest.approx((0.2 + 0.4) / 2))
+    # Another step has followed: its line says what came before it.
+    run.append_metrics(4, {k: v for k, v in online(4).items() if k != "step"})
+    assert as_json(run)["phases"]["save"]["steps"] == 1
+    assert run.read_after(4) == {}
+    assert RunFolder(tmp_path / "none").read_after(3) == {}
 
 
 def test_publishing_that_lay_in_a_phase_is_not_counted_twice() -> None:
@@ -144,6 +158,17 @@ def with_hardware(**learner: Any) -> dict[str, Any]:
         # A quarter of four forward passes' worth.
         ({"work/first_pass": 2000.0}, RECIPE, "a first pass", 0.375, "(larger)"),
         ({"work/waiting": 1000.0}, RECIPE, "ranks with fewer", 0.5, "(smaller)"),
+        # Half of the positions have no backward pass, so that all passes are worth six instead of eight.
+        ({"work/first_pass": 2000.0, "work/silent_computed": 1000.0}, RECIPE, "a first pass", 0.5, "(larger)"),
+        ({"work/padding": 1000.0, "work/silent_computed": 1000.0}, RECIPE, "padding", 0.75, "(smaller)"),
+        # Of 5 s drawn and 1.5 s of other learning a quarter; of 1.5 s of passes 400 forward ones and 100 whole ones.
+        (
+            {"work/samples": 8.0, "work/silent_samples": 2.0, "work/silent_computed": 400.0},
+            RECIPE,
+            "responses whose advantage",
+            6.5 / 4 + 1.5 * (400 + 3 * 100) / (3 * 1600 + 400),
+            "data.train",
+        ),
         # 4 s drawn, 1 graded and 3 learnt.
         ({"work/samples": 8.0, "work/silent_samples": 2.0}, RECIPE, "responses whose advantage", 2.0, "data.train"),
         ({"rollout/dropped_groups": 2.0}, RECIPE, "groups drawn and dropped", 1.25, "data.train"),
@@ -216,6 +241,7 @@ def shown(run: RunFolder) -> str:
 
 def test_the_table_shows_every_phase_and_what_was_computed(tmp_path: Path) -> None:
     more = {"work/padding": 400.0, "work/samples": 8.0, "work/silent_samples": 4.0, "ranks/waited_seconds": 1.25}
+    more["work/silent_computed"] = 600.0
     run = folder(tmp_path, steps(more, more))
     text = shown(run)
     rows = {cells[0].strip(): cells[1:] for line in text.splitlines() if len(cells := line.strip("│").split("│")) > 5}
@@ -224,7 +250,13 @@ def test_the_table_shows_every_phase_and_what_was_computed(tmp_path: Path) -> No
     ]  # fmt: skip
     assert rows["forward, backward"][5].strip() == "1,333"
     assert "critic read" not in rows
-    for part in ("learnt tokens 1,600 (40.0%)", "padding 20.0%", "(advantage 0): 50.0%", "1.25 s a step"):
+    for part in (
+        "learnt tokens 1,600 (40.0%)",
+        "padding 20.0%",
+        "(advantage 0): 50.0%",
+        "1.25 s a step",
+        "backward pass: 1,200",
+    ):
         assert part in text
     told = as_json(run)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
