@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from posttrain.learner.sums import add_into
 from posttrain.logits import rows_of_a_block
 
 
@@ -143,7 +144,10 @@ class _Gradients:
         if self.wants_weight:
             # Chunks add up in fp32: in bf16 the sum would depend on how many chunks there are.
             step = slope.t() @ self.states[part]
-            self._sum = step.to(self.wide) if self._sum is None else self._sum.add_(step)
+            if self._sum is None:
+                self._sum = step.to(self.wide)
+            else:
+                add_into(self._sum, step)
 
     @property
     def weight(self) -> Tensor | None:

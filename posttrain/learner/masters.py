@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from posttrain.learner.sums import add_into
+
 
 class Masters:
     """fp32 copies of the trainable parameters, which the optimiser moves and the model follows.
@@ -49,7 +51,7 @@ def _collect_into(master: nn.Parameter) -> Callable[[Tensor], None]:
         if master.grad is None:
             master.grad = parameter.grad.to(master.dtype)
         else:
-            master.grad.add_(parameter.grad)
+            add_into(master.grad, parameter.grad)
         parameter.grad = None
 
     return collect
