@@ -20,7 +20,8 @@ All sequences of a shape are equally long, so TRL pads nothing here, which unlik
 
 generate, learn, publish: seconds of those phases by each side's own clock; rest: what is left of the step. tokens/s:
 learnt tokens over the whole step. useful/rate: `step_cases.useful_flops` over the learning phase, as a share of the
-rate at which matrices are multiplied in the same dtype, measured beside each case. peak: of each process, the engine's
+rate at which square matrices are multiplied in the same dtype, measured beside each case (the first line also says that
+of the products the model's layers consist of, which are narrower). peak: of each process, the engine's
 cache included. ours/TRL: tokens a second of one over the other, in each round; above 1 ours is faster. cpu s: the
 process's own seconds on all cores; where other programs compete for them, that ratio moves less than the clock's.
 """
@@ -44,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.step_cases import MODEL, SHAPES, Job, Shape, Size, endless, rows_of, size_of, useful_flops, write_rows  # noqa: E402
+from benchmarks.step_rates import layers_rate, matrix_rate  # noqa: E402
 from benchmarks.step_table import HEADING, SIDES, Round, draw, lines, summary  # noqa: E402
 from benchmarks.step_turns import compare  # noqa: E402
 
@@ -63,19 +65,6 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.shape.name} {'adapter' if self.adapter else 'full'}"
-
-
-def matrix_rate(dtype: str, device: str, size: int = 1536) -> float:
-    """FLOP/s of a square product in this dtype: the best of five."""
-    import torch
-
-    a = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 def chosen_dtype(asked: str, device: str) -> str:
@@ -200,8 +189,12 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="posttrain-step-") as folder:
         model = endless(arguments.model, Path(folder) / "model")
         size = size_of(model, rank=16)
-        rate = matrix_rate(dtype, device)
-        print(f"{out['machine']['processor']}, {out['machine']['cores']} cores, {dtype}: {rate / 1e9:.1f} GFLOP/s")
+        rates = {"square": matrix_rate(dtype, device), "layers": layers_rate(model, dtype, device)}
+        out["rates"] = rates
+        said = (
+            f"{rates['square'] / 1e9:.1f} GFLOP/s, {rates['layers'] / 1e9:.1f} in the products of this model's layers"
+        )
+        print(f"{out['machine']['processor']}, {out['machine']['cores']} cores, {dtype}: {said}")
         print(f"weights: {size.body:,} in layers, {size.head:,} in the head, {size.adapters:,} in adapters")
         print(HEADING, flush=True)
         cases = cases_of(arguments)
