@@ -21,6 +21,7 @@ from posttrain.learner.layout import Layout
 from posttrain.learner.policy import Companions, PolicyLearner
 from posttrain.learner.scorer import ScorerLearner
 from posttrain.models.checkpoint import load_policy, load_scorer, with_adapters
+from posttrain.recipe import Learner
 
 
 def make_learner(checked: Checked, checkpoint: Checkpoint) -> PolicyLearner:
@@ -50,9 +51,7 @@ def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layou
     )
     models = [model, *beside.models()]
     settings = replace(settings, flat=_flat(models, recipe.hardware.learner.attention))
-    if recipe.hardware.learner.compile:
-        for one in models:
-            compile_parts(one)
+    _compile(models, recipe.hardware.learner)
     return PolicyLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, updates, beside)
 
 
@@ -67,6 +66,15 @@ def _flat(models: Sequence[Any], wanted: str) -> bool:
         names = ", ".join(type(m).__name__ for m, took in zip(models, taken, strict=True) if not took)
         raise ModelError(f"hardware.learner.attention: trees, but {names} attends in another way; use auto or masked")
     return False
+
+
+def _compile(models: Sequence[Any], settings: Learner) -> None:
+    """Raises ModelError where models must be compiled and cannot be."""
+    if not settings.compile or settings.strategy != "single":
+        return
+    with contextlib.suppress(*((ModelError,) if settings.compile == "auto" else ())):
+        for model in models:
+            compile_parts(model)
 
 
 def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
@@ -97,8 +105,7 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
     settings = replace(
         computation(checked, checkpoint, layout, 1.0), flat=_flat([plain], recipe.hardware.learner.attention)
     )
-    if recipe.hardware.learner.compile:
-        compile_parts(model)
+    _compile([model], recipe.hardware.learner)
     return ScorerLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, total_updates(checked))
 
 

@@ -190,14 +190,14 @@ class Learner(Block):
     """No backward pass for responses whose advantage is 0 everywhere, where nothing else of the row has a gradient."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    compile: bool = False
-    """Compile norms and MLPs: a fifth to a quarter less of a pass on a CPU in bf16, after half a minute at the first
-    start. Only where one process trains.
+    compile: bool | Literal["auto"] = False
+    """Compile norms and MLPs: a fifth less of a pass on a CPU in bf16, after half a minute at the first start; auto does
+    where one process trains and the machine has a compiler.
     """
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Learner:
-        if self.compile and self.strategy != "single":
+        if self.compile is True and self.strategy != "single":
             raise ValueError(
                 f"hardware.learner.compile: true, but under strategy {self.strategy} parameters come and go; use "
                 "compile: false, or strategy single"
