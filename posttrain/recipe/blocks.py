@@ -191,8 +191,8 @@ class Learner(Block):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     compile: bool | Literal["auto"] = False
-    """Compile norms and MLPs: a fifth less of a pass on a CPU in bf16, half a minute more at the first start. auto: where
-    one process trains and the machine has a compiler.
+    """Compile norms and MLPs: a fifth less of a pass on a CPU in bf16, half a minute more at the first start. auto:
+    where one process trains and the machine has a compiler.
     """
 
     @model_validator(mode="after")
