@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from posttrain.models.checkpoint import load_policy, merged_weights
 from posttrain.ranks import connected
 from posttrain.recipe import Recipe, dump
 from posttrain.rewards import Grader
-from posttrain.rewards.audit import audit_lines
+from posttrain.rewards.audit import auditing
 from posttrain.world import ALONE, World, main_process
 
 console = Console(soft_wrap=True, highlight=False)
@@ -87,13 +87,12 @@ def _trained(checked: Checked, folder: RunFolder, force: bool, world: World, tol
         write_atomically(
             folder.path / "contamination.json", [to_json(data.contamination.as_json(), "contamination"), "\n"]
         )
-    for line in world.shared(lambda: list(audit_lines(recipe.rewards, recipe.grading))):
-        console.print(line, markup=False)
     sinks = open_sinks(recipe.run.sinks, folder, recipe) if world.rank == 0 else []
     try:
         console.print(f"starting the learner on {checkpoint.device}" + (f", {world.size} ranks" * (world.size > 1)))
         if algorithm.source.kind in ("given", "conditioned"):
-            with wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
+            with _audited(recipe, world) as say, wire.wired_offline(checked, folder, sinks, data, checkpoint) as given:
+                say()
                 if given.engine is not None:
                     console.print(given.engine.publishing.words, markup=False)
                 given.progress.told_to_stop = told_to_stop
@@ -101,7 +100,8 @@ def _trained(checked: Checked, folder: RunFolder, force: bool, world: World, tol
             # The learner's memory is wanted by what measures it.
             del given
         else:
-            with wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
+            with _audited(recipe, world) as say, wire.wired_online(checked, folder, sinks, data, checkpoint) as sampled:
+                say()
                 console.print(sampled.engine.publishing.words, markup=False)
                 sampled.progress.told_to_stop = told_to_stop
                 online(sampled)
@@ -109,6 +109,21 @@ def _trained(checked: Checked, folder: RunFolder, force: bool, world: World, tol
         for sink in sinks:
             sink.close()
     return data
+
+
+@contextlib.contextmanager
+def _audited(recipe: Recipe, world: World) -> Iterator[Callable[[], None]]:
+    """Audits of the recipe's verifiers, by the first rank, while engine and learner are loaded: say what they found."""
+    if world.rank:
+        yield lambda: None
+        return
+    with auditing(recipe.rewards, recipe.grading) as lines:
+
+        def say() -> None:
+            for line in lines():
+                console.print(line, markup=False)
+
+        yield say
 
 
 def refuse_other_world(recipe: Recipe, world: World) -> None:

@@ -115,6 +115,7 @@ def wired_online(
         measures = generated(engine, benchmark)
         if data.held:
             measures.append(HeldOutAnswers(learner, checked.algorithm, data.held, learning.terms.references))
+        _await(grader)
         yield Online(
             learning=learning,
             engine=engine,
@@ -184,6 +185,7 @@ def wired_offline(
             sampled_kl = SampledKl(engine, draw, coefficient, learning.terms.references)
             learning = replace(learning, beside=(*learning.beside, sampled_kl))
         stream = GroupStream(data.given, recipe.run.seed)
+        _await(grader)
         yield Offline(
             learning=learning,
             stream=stream,
@@ -234,8 +236,19 @@ def _grading(recipe: Recipe, world: World) -> Iterator[Grades]:
         yield Ungraded()
         return
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(Grader(recipe.rewards, recipe.grading)) if world.rank == 0 else None
+        own = Grader(recipe.rewards, recipe.grading) if world.rank == 0 else None
+        if own is not None:
+            # They load their verifiers while this process loads its engine.
+            stack.callback(own.close)
+            own.begin()
         yield own if own is not None and world.size == 1 else SharedGrader(own, world)
+
+
+def _await(grader: Grades) -> None:
+    """Until this rank's grading workers are there: whether they can be is known before anything is drawn."""
+    own = grader.own if isinstance(grader, SharedGrader) else grader
+    if isinstance(own, Grader):
+        own.wait()
 
 
 def _published(engine: Hybrid | None) -> Callable[[], Report]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib.machinery import ModuleSpec
 
 import typer
 
@@ -24,6 +25,10 @@ for command in (plan, train, evaluate, compare, inspect, audit, algorithms, vers
 
 def main() -> None:
     """Entry point: errors meant for people are printed without a traceback, and the exit code is not zero."""
+    script = sys.modules["__main__"]
+    if getattr(script, "main", None) is main and script.__spec__ is None:
+        # As `python -m posttrain` has it. Without a name, each process that is started runs the script's imports again.
+        script.__spec__ = ModuleSpec("posttrain.__main__", None)
     try:
         app()
     except StoppedError as stop:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from posttrain.world import World
@@ -35,13 +34,20 @@ def read_numbers(folder: Path, name: str = NUMBERS) -> dict[str, Any]:
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
     """Every rank writes what it alone holds; of what all hold, each writes a part. A collective."""
     with _quiet():
-        dcp.save(dict(tensors), checkpoint_id=folder, no_dist=world.size == 1)
+        _format().save(dict(tensors), checkpoint_id=folder, no_dist=world.size == 1)
 
 
 def read_tensors(folder: Path, into: Mapping[str, Tensor], world: World) -> None:
     """Fill tensors in place, each with the part that it is. A collective."""
     with _quiet():
-        dcp.load(dict(into), checkpoint_id=folder, no_dist=world.size == 1)
+        _format().load(dict(into), checkpoint_id=folder, no_dist=world.size == 1)
+
+
+def _format() -> Any:
+    # Imported at the first checkpoint: no start waits for what launches ranks and writes beside them.
+    import torch.distributed.checkpoint as dcp
+
+    return dcp
 
 
 @contextlib.contextmanager

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.errors import ModelError
-from posttrain.models.checkpoint import plain_name, with_adapters
+from posttrain.models.checkpoint import adapted_layers, plain_name, with_adapters
 from posttrain.recipe import Lora
 
 ENDINGS = (".lora_A.weight", ".lora_B.weight")
@@ -65,10 +64,7 @@ class Adapter:
     ) -> None:
         self.model, self.whole, self.opened = model, whole, opened
         self._tensors: list[tuple[str, Tensor]] = []
-        kinds: set[tuple[int, float]] = set()
-        for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                kinds.add(_kind(plain_name(name), module))
+        kinds = {_kind(plain_name(name), layer) for name, layer in adapted_layers(model)}
         for name, tensor in model.named_parameters():
             if ".lora_" in name:
                 self._tensors.append((_plain_adapter(name), tensor))
@@ -107,6 +103,8 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 def _kind(name: str, layer: Any) -> tuple[int, float]:
     """Rank and scale of one layer. Raises ModelError for one that does anything else."""
+    from peft.tuners.lora import Linear
+
     wrong = None
     active = list(layer.active_adapters)
     if not isinstance(layer, Linear):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -26,6 +25,9 @@ from transformers.utils import logging
 
 from posttrain.errors import ModelError
 from posttrain.recipe import Lora, Model
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 def load_policy(folder: Path, settings: Model, dtype: torch.dtype, device: str, checkpointing: bool = False) -> Any:
@@ -111,6 +113,9 @@ def with_adapters(model: Any, lora: Lora, checkpointing: bool = False, scorer: b
     """Put low-rank adapters beside the frozen weights; a scorer's head is trained whole. Raises ModelError when none
     binds.
     """
+    # Only here: most recipes have no adapter.
+    from peft import LoraConfig, TaskType, get_peft_model
+
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     task = {"task_type": TaskType.SEQ_CLS, "modules_to_save": ["score"]} if scorer else {}
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, **task)
@@ -154,15 +159,24 @@ def merged_weights(
     The model's own tensors are never changed: an adapted layer yields W + scale * B A, computed in fp32. `whole` makes
     of a rank's part of a tensor what is yielded; `opened` says which of these lists of tensors can be read next.
     """
-    deltas: dict[str, LoraLayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            deltas[plain_name(f"{name}.weight")] = module
+    deltas = {plain_name(f"{name}.weight"): module for name, module in adapted_layers(model)}
     tensors = [(plain_name(n), t) for n, t in model.state_dict(keep_vars=True).items() if ".lora_" not in n]
     needs = [[t, *(deltas[n].parameters() if n in deltas else ())] for n, t in tensors]
     for number in opened(needs):
         name, tensor = tensors[number]
         yield name, whole(_merged(tensor, deltas[name]) if name in deltas else tensor.detach())
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Name and layer of each place that has an adapter."""
+    if "peft" not in sys.modules:
+        # Then nothing can be one of its layers, and its import would be for nothing.
+        return
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
 
 
 def plain_name(name: str) -> str:

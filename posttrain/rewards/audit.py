@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +44,8 @@ class Auditor:
     deadline: float = math.inf
     """On `time.monotonic()`: rows that have no verdict by then are left out of the report."""
     watch: Watch[Judged | None] = lambda things, _: things
+    unwanted: Callable[[], bool] = lambda: False
+    """Once it is true, no row is asked any more, as after the deadline."""
 
     def audit(self, found: AuditSet) -> AuditReport:
         """Ask the verifier for its verdict on every row of a set, in the processes that training grades in.
@@ -74,19 +79,24 @@ class Auditor:
 
     def _ask(self, pool: Pool, job: Job) -> list[Part]:
         left = self.deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or self.unwanted():
             return []
         parts = pool.ask(job, min(self.grading.timeout, left), self.grading.retries)
         # A verdict that only the deadline cut short says nothing of the verifier.
         return [] if parts[0].status == "timeout" and left < self.grading.timeout else parts
 
 
-def audit_lines(rewards: Sequence[Reward], grading: Grading, seconds: float = AT_START) -> Iterator[str]:
+def audit_lines(
+    rewards: Sequence[Reward],
+    grading: Grading,
+    seconds: float = AT_START,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Iterator[str]:
     """One line for each reward: how often its verifier errs on the set that ships for it. All in `seconds`, and read
     from kept verdicts where there are some; what cannot be audited is said and stops nothing.
     """
     cache = VerdictCache() if grading.cache else None
-    auditor = Auditor(grading, cache, time.monotonic() + seconds)
+    auditor = Auditor(grading, cache, time.monotonic() + seconds, unwanted=unwanted)
     try:
         for i, reward in enumerate(rewards):
             try:
@@ -96,6 +106,18 @@ def audit_lines(rewards: Sequence[Reward], grading: Grading, seconds: float = AT
     finally:
         if cache:
             cache.close()
+
+
+@contextmanager
+def auditing(rewards: Sequence[Reward], grading: Grading) -> Iterator[Callable[[], list[str]]]:
+    """`audit_lines` beside what else the block does: call what it gives for the lines. Left before, it asks no more."""
+    unwanted = threading.Event()
+    with ThreadPoolExecutor(1, "audit") as beside:
+        lines = beside.submit(lambda: list(audit_lines(rewards, grading, unwanted=unwanted.is_set)))
+        try:
+            yield lines.result
+        finally:
+            unwanted.set()
 
 
 def _line(auditor: Auditor, reward: Reward) -> str:

@@ -49,13 +49,26 @@ class Grader:
 
     def __enter__(self) -> Self:
         """Start the workers and wait until each has its verifiers. Raises GradingError where one cannot have them."""
-        self._pool.__enter__()
-        if any(one.identity for one in self._asked):
-            self._cache = VerdictCache()
+        self.begin()
+        try:
+            self.wait()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def begin(self) -> None:
+        """Start the workers, and go on while they load their verifiers: `close` is the caller's to call."""
+        self._pool.begin()
+        if any(one.identity for one in self._asked):
+            self._cache = VerdictCache()
+
+    def wait(self) -> None:
+        """Until each worker has its verifiers. Raises GradingError where one cannot have them."""
+        self._pool.wait()
 
     def close(self) -> None:
         """End the workers, busy or not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Self, TypeVar
 
@@ -26,24 +26,36 @@ class Pool:
         self.count = count
         self.start_limit = start_limit
         self._workers: list[Worker] = []
+        self._starting: list[Future[tuple[int, list[str]]]] = []
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         """Start the workers and wait until each has its verifiers. Raises GradingError where one cannot have them."""
-        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="grader")
-        self._workers = [Worker(self.rewards, self.start_limit) for _ in range(self.count)]
+        self.begin()
         try:
-            self.pids()
+            self.wait()
         except BaseException:
             self.close()
             raise
-        for worker in self._workers:
-            self._idle.put(worker)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def begin(self) -> None:
+        """Start the workers, and go on while they load their verifiers. `wait` and the first question wait for them."""
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="grader")
+        self._workers = [Worker(self.rewards, self.start_limit) for _ in range(self.count)]
+        self._starting = self._probes()
+
+    def wait(self) -> None:
+        """Until each worker has its verifiers. Raises GradingError where one cannot have them."""
+        if self._starting:
+            self._answers(self._starting)
+            self._starting = []
+            for worker in self._workers:
+                self._idle.put(worker)
 
     def close(self) -> None:
         """End the workers, busy or not."""
@@ -51,7 +63,7 @@ class Pool:
             self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.close()
-        self._workers, self._threads = [], None
+        self._workers, self._starting, self._threads = [], [], None
 
     @property
     def open(self) -> bool:
@@ -60,20 +72,28 @@ class Pool:
 
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers, each of which has just answered; not while jobs run."""
+        self.wait()
+        return tuple(pid for pid, _ in self._answers(self._probes()))
+
+    def _probes(self) -> list[Future[tuple[int, list[str]]]]:
+        """A question to each worker, which it answers once it has its verifiers."""
         assert self._threads is not None, "a Pool is used inside `with`"
-        limit = self.start_limit
+        return [self._threads.submit(worker.run, probe, limit=self.start_limit) for worker in self._workers]
+
+    def _answers(self, asked: Sequence[Future[tuple[int, list[str]]]]) -> list[tuple[int, list[str]]]:
         try:
-            answers = list(self._threads.map(lambda w: w.run(probe, limit=limit), self._workers))
+            answers = [each.result() for each in asked]
         except (TimeoutError, ChildProcessError) as error:
-            raise GradingError(f"a grading worker did not start within {limit:.0f} s: {error}") from None
+            raise GradingError(f"a grading worker did not start within {self.start_limit:.0f} s: {error}") from None
         for _, problems in answers:
             if problems:
                 raise GradingError(f"a grading worker could not load its verifiers: {problems[0]}")
-        return tuple(pid for pid, _ in answers)
+        return answers
 
     def map(self, function: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
         """What a function that calls `ask` makes of each job, in their order, as many at a time as workers."""
         assert self._threads is not None, "a Pool is used inside `with`"
+        self.wait()
         return self._threads.map(function, jobs)
 
     def ask(self, job: Job, timeout: float, retries: int) -> list[Part]:

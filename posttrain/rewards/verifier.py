@@ -6,14 +6,16 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from posttrain.errors import RecipeError
-from posttrain.recipe import Reward
 from posttrain.rewards.pairwise import OTHER
 from posttrain.types import Verdict
+
+if TYPE_CHECKING:
+    from posttrain.recipe import Reward
 
 TRL_ARGUMENTS = ("prompts", "completions", "completion_ids")
 OWN_ARGUMENTS = ("prompt_ids", "prompt_texts")
@@ -21,6 +23,19 @@ OWN_ARGUMENTS = ("prompt_ids", "prompt_texts")
 once for each response. The ids are None where a response is not the prompt's tokens followed by what was said.
 """
 TRL_HOOKS = ("trainer_state", "log_extra", "log_metric")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a process that grades is told of a recipe's reward: plain data, so that it need not import recipes."""
+
+    verifier: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+
+    @classmethod
+    def of(cls, reward: Reward) -> Named:
+        return cls(reward.verifier, dict(reward.settings), reward.name)
 
 
 class Verifier(Protocol):
@@ -83,7 +98,7 @@ def _import(path: str, key: str) -> Any:
         raise RecipeError([f"{key}: importing {path!r} failed: {type(error).__name__}: {error}"]) from None
 
 
-def load_verifier(reward: Reward, key: str = "reward") -> Callable[..., Any]:
+def load_verifier(reward: Reward | Named, key: str = "reward") -> Callable[..., Any]:
     """The verifier a recipe names, ready to be called; `key` is the reward's place in the recipe, for messages.
 
     With settings, what is named is called with them once: a class, or a function that makes a verifier.
@@ -102,7 +117,7 @@ def load_verifier(reward: Reward, key: str = "reward") -> Callable[..., Any]:
     return target
 
 
-def _named(reward: Reward, key: str) -> Callable[..., Any]:
+def _named(reward: Reward | Named, key: str) -> Callable[..., Any]:
     """The function or class that a recipe names."""
     path, colon, name = reward.verifier.partition(":")
     if not (path and colon and name.isidentifier()):
@@ -117,7 +132,7 @@ def _named(reward: Reward, key: str) -> Callable[..., Any]:
     return found_there
 
 
-def _timeout(reward: Reward, key: str) -> float | None:
+def _timeout(reward: Reward | Named, key: str) -> float | None:
     """The setting `timeout`, or its default, of a class that has one."""
     target = _named(reward, key)
     parameter = inspect.signature(target).parameters.get("timeout") if inspect.isclass(target) else None
@@ -125,7 +140,7 @@ def _timeout(reward: Reward, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _check_settings(target: Callable[..., Any], reward: Reward, key: str) -> None:
+def _check_settings(target: Callable[..., Any], reward: Reward | Named, key: str) -> None:
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -138,7 +153,7 @@ def _check_settings(target: Callable[..., Any], reward: Reward, key: str) -> Non
         raise RecipeError(mistakes)
 
 
-def signature_of(reward: Reward, key: str = "reward") -> VerifierSignature:
+def signature_of(reward: Reward | Named, key: str = "reward") -> VerifierSignature:
     """The columns a reward's verifier needs, read from its parameters. Raises RecipeError where it has no place for a
     completion."""
     verifier = load_verifier(reward, key)

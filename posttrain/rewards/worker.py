@@ -17,14 +17,16 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pebble import ProcessExpired, ProcessPool
 
-from posttrain.recipe import Reward
 from posttrain.rewards.pairwise import WinRates
-from posttrain.rewards.verifier import load_verifier, signature_of
+from posttrain.rewards.verifier import Named, load_verifier, signature_of
 from posttrain.types import Status, Verdict
+
+if TYPE_CHECKING:
+    from posttrain.recipe import Reward
 
 START_LIMIT = 120.0
 """Seconds a worker may take to import its verifiers; never counted against a verdict."""
@@ -56,7 +58,7 @@ _limits: list[int | None] = []
 """Of each verifier: bytes of data while it runs."""
 
 
-def _start_worker(rewards: Sequence[Reward]) -> None:
+def _start_worker(rewards: Sequence[Named]) -> None:
     # Pebble's handler for SIGTERM waits for Python code to run: a power tower in C would outlive its timeout by 3 s.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -148,7 +150,7 @@ class Worker:
 
     def __init__(self, rewards: Sequence[Reward], start_limit: float = START_LIMIT) -> None:
         """`start_limit`: seconds it may take to import its verifiers."""
-        self._rewards = list(rewards)
+        self._rewards = [Named.of(reward) for reward in rewards]
         self._start_limit = start_limit
         self._closed = False
         self._pending: Any = None
@@ -165,6 +167,10 @@ class Worker:
         if not self._pool.active:
             self._stop()
             self._pool = self._new_pool()
+            if self._closed:
+                # In the meantime; nobody else would end it.
+                self._stop()
+                raise CancelledError
         self._pending = self._pool.schedule(function, args=args, timeout=limit)
         try:
             return self._pending.result(limit + self._start_limit)

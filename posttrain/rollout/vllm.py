@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -227,16 +229,10 @@ def _start(folder: Path, options: EngineOptions, adapters: dict[str, Any]) -> An
             'protocol; pip install "vllm>=0.32"'
         )
 
+    # A start collects garbage five times over, each time among all that was imported: from here on, only what is new.
+    gc.collect()
+    gc.freeze()
     sampler = options.hardware.sampler
-    extra: dict[str, Any] = {"gpu_memory_utilization": sampler.memory, "enable_sleep_mode": True}
-    if options.device == "cpu":
-        extra = {
-            "kv_cache_memory_bytes": int(sampler.memory * 2**30),
-            "block_size": CPU_BLOCK,
-            # A partly prefilled, seeded request rewinds its generator by an offset, which CPU generators lack.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(options.max_length, 4096),
-        }
     return LLM(
         str(folder),
         dtype=options.dtype,
@@ -252,8 +248,24 @@ def _start(folder: Path, options: EngineOptions, adapters: dict[str, Any]) -> An
         seed=0,
         weight_transfer_config=WeightTransferConfig(backend=register()),
         trust_remote_code=options.trust_remote_code,
+        # Ids in, ids out: it needs no tokenizer, but where a model of several parts has a processor that wants one.
+        skip_tokenizer_init="text_config" not in json.loads((folder / "config.json").read_text()),
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        **extra,
+        **_cached(options),
         **adapters,
     )
+
+
+def _cached(options: EngineOptions) -> dict[str, Any]:
+    """Settings of the key-value cache, and of what is batched."""
+    memory = options.hardware.sampler.memory
+    if options.device != "cpu":
+        return {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
+    return {
+        "kv_cache_memory_bytes": int(memory * 2**30),
+        "block_size": CPU_BLOCK,
+        # A partly prefilled, seeded request rewinds its generator by an offset, which CPU generators lack.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(options.max_length, 4096),
+    }

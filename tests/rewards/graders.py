@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,33 @@ def margins(completions: list[str], **columns: Any) -> list[Verdict]:
 def away(completion: str) -> Verdict:
     """A service that only answers `a`."""
     return Verdict(1.0) if completion == "a" else Verdict(None, "unavailable", reason="503")
+
+
+def loaded(completion: str) -> Verdict:
+    """Refuses everything, and says which modules its process has."""
+    return Verdict(0.0, "ok", reason=" ".join(sorted(sys.modules)))
+
+
+class Waits:
+    """Ready once there is a file `door`; then it makes the file `here`."""
+
+    def __init__(self, door: str, here: str) -> None:
+        self.door, self.here = Path(door), Path(here)
+
+    def prepare(self) -> None:
+        while not self.door.exists():
+            time.sleep(0.01)
+        self.here.write_text("")
+
+    def __call__(self, completion: str) -> float:
+        return float(self.here.exists())
+
+
+class Unprepared:
+    """Cannot be prepared."""
+
+    def prepare(self) -> None:
+        raise OSError("no prepared place")
+
+    def __call__(self, completion: str) -> float:
+        return 1.0

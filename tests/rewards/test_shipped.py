@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.errors import DataError
 from posttrain.recipe import Grading, Reward
-from posttrain.rewards.audit import audit_lines
+from posttrain.rewards.audit import audit_lines, auditing
 from posttrain.rewards.shipped import read_set, set_names, sets_called, sets_of, shipped_audit
 from tests.rewards.sets import calls, shipping_package, written
 
@@ -85,6 +85,23 @@ def test_a_run_says_at_its_start_how_often_its_verifiers_err(package: Path) -> N
     assert calls(package) == 4
     list(audit_lines(rewards[:1], Grading(workers=1, cache=False), seconds=120))
     assert calls(package) == 8
+
+
+def test_an_audit_beside_something_else_says_the_same(package: Path) -> None:
+    rewards = [short(package), Reward(verifier="tests.graders:equal", name="mine")]
+    with auditing(rewards, Grading(workers=1)) as lines:
+        said = lines()
+    assert said == list(audit_lines(rewards, Grading(workers=1), seconds=120))
+    assert "audited on 4 rows" in said[0]
+    assert calls(package) == 4
+
+
+def test_an_audit_that_nobody_waits_for_asks_no_more(package: Path) -> None:
+    rows = package / "audits" / f"short_{package.name}.jsonl"
+    rows.write_text(rows.read_text() * 5000)
+    with pytest.raises(ZeroDivisionError), auditing([short(package)], Grading(workers=1, cache=False)):
+        raise ZeroDivisionError
+    assert calls(package) < 20000
 
 
 def test_what_cannot_be_audited_stops_no_run(package: Path) -> None:
