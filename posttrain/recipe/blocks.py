@@ -86,6 +86,8 @@ class Grading(Block):
     """How often a crashed or raising grader is asked again before its roll-out leaves the group."""
     max_failure_rate: float = Field(0.5, gt=0, le=1)
     """Stop when more than this share of a step's verdicts failed for reasons that are not the policy's."""
+    early: bool = True
+    """Grade each group as soon as its responses are drawn, while others still are; the verdicts are the same."""
     cache: bool = True
     """Keep the verdicts of verifiers that state a version, and do not ask twice for the same response and columns."""
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Self
 
 from posttrain.errors import DataError, GradingError, RecipeError
 from posttrain.recipe import Grading, Reward
 from posttrain.rewards.cache import VerdictCache, identity_of
+from posttrain.rewards.early import Early
 from posttrain.rewards.jobs import Asked, Groups, Job, jobs_of, missing_column
 from posttrain.rewards.pool import Pool, with_kept
 from posttrain.rewards.verifier import signature_of
 from posttrain.rewards.worker import Part
-from posttrain.types import Rollout, Status, Verdict
+from posttrain.types import Prompt, Rollout, Status, Verdict
 
 FAILED: tuple[Status, ...] = ("error", "timeout", "unavailable")
 """Verdicts without a score for reasons that are not the policy's."""
@@ -87,14 +90,36 @@ class Grader:
         Raises DataError where a prompt lacks a column that a verifier needs, before anything is graded; GradingError
         where more than `grading.max_failure_rate` of the verdicts ended in a timeout or an error.
         """
-        if not self._pool.open:
-            raise GradingError("the grader has no workers: use it inside `with Grader(...) as grader:`")
+        return self._graded(groups, None, told)
+
+    @contextmanager
+    def early(self, prompts: Sequence[Prompt]) -> Iterator[Early | None]:
+        """For groups of these prompts that come one by one: the same verdicts, most of them given while others are
+        still drawn. None where `grading.early` is off. Raises as `grade` does.
+        """
+        self._require_workers()
+        self._check_columns([(prompt, ()) for prompt in prompts])
+        if not self.grading.early:
+            yield None
+            return
+        ask = partial(self._pool.submit, self._answer)
+        early = Early(prompts, self._asked, self._cache, ask, self._graded)
+        try:
+            yield early
+        finally:
+            early.cancel()
+
+    def _graded(
+        self, groups: Groups, early: Early | None, told: Callable[[int, int], None] | None = None
+    ) -> list[tuple[Verdict, ...]]:
+        self._require_workers()
         self._check_columns(groups)
-        jobs = [job for g, group in enumerate(groups) for job in jobs_of(self._asked, g, *group)]
+        found = early.jobs if early else partial(jobs_of, self._asked)
+        jobs = [job for g, group in enumerate(groups) for job in found(g, *group)]
         parts: list[list[list[Part]]] = [
             [[Part(None)] * len(self.rewards) for _ in rollouts] for _, rollouts in groups
         ]  # group, roll-out, reward
-        for done, (job, answers) in enumerate(zip(jobs, self._parts(jobs), strict=True), start=1):
+        for done, (job, answers) in enumerate(zip(jobs, self._parts(jobs, early), strict=True), start=1):
             if told:
                 told(done, len(jobs))
             for member, part in zip(job.members, answers, strict=True):
@@ -102,6 +127,10 @@ class Grader:
         verdicts = [tuple(self._verdict(row) for row in rows) for rows in parts]
         self._count([verdict for group in verdicts for verdict in group])
         return verdicts
+
+    def _require_workers(self) -> None:
+        if not self._pool.open:
+            raise GradingError("the grader has no workers: use it inside `with Grader(...) as grader:`")
 
     def _check_columns(self, groups: Groups) -> None:
         for i, signature in enumerate(self.signatures):
@@ -115,15 +144,22 @@ class Grader:
                         f"block: columns: {{{column}: ...}}"
                     )
 
-    def _parts(self, jobs: Sequence[Job]) -> Iterator[list[Part]]:
+    def _parts(self, jobs: Sequence[Job], early: Early | None) -> Iterator[list[Part]]:
         """Each job's parts, in order, counted by where they come from."""
         self.asked, self.cached = len(jobs), len(jobs)
 
+        def answered(job: Job) -> list[Part]:
+            # A thread of the pool waits here only for what was given to the pool before, which needs no other thread.
+            return (early and early.answer(job)) or self._answer(job)
+
         def ask(unknown: Sequence[Job]) -> Iterator[list[Part]]:
             self.cached -= len(unknown)
-            return self._pool.map(lambda j: self._pool.ask(j, self.grading.timeout, self.grading.retries), unknown)
+            return self._pool.map(answered, unknown)
 
         return with_kept(jobs, self._cache, ask)
+
+    def _answer(self, job: Job) -> list[Part]:
+        return self._pool.ask(job, self.grading.timeout, self.grading.retries)
 
     def _verdict(self, row: Sequence[Part]) -> Verdict:
         """The weighted sum of a roll-out's parts; no score where a part that counts has none."""

@@ -40,6 +40,11 @@ class Job:
     key: bytes | None = None
     """Of the cache; None where the verdict is not kept."""
 
+    @property
+    def place(self) -> tuple[int, int, tuple[int, ...]]:
+        """What tells it from all others of a call."""
+        return self.reward, self.group, self.members
+
 
 def missing_column(signature: VerifierSignature, columns: Container[str]) -> str | None:
     """The first column that a verifier needs and is not there."""

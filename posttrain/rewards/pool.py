@@ -96,6 +96,12 @@ class Pool:
         self.wait()
         return self._threads.map(function, jobs)
 
+    def submit(self, function: Callable[[Job], T], job: Job) -> Future[T]:
+        """What such a function makes of one job, once a worker is free."""
+        assert self._threads is not None, "a Pool is used inside `with`"
+        self.wait()
+        return self._threads.submit(function, job)
+
     def ask(self, job: Job, timeout: float, retries: int) -> list[Part]:
         """A job's parts, one per member, after at most `timeout` seconds for each; failures after the retries are parts
         too.

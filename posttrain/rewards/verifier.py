@@ -46,7 +46,8 @@ class Verifier(Protocol):
     attribute `memory_limit`, where there is one, is how many bytes its calls may add to what the worker holds then;
     None sets no limit, to `prepare()` neither. An attribute `version`, where there is one, is a text that changes
     whenever the verifier would grade something otherwise: it says that a verdict follows from settings, completion and
-    columns alone, and may be kept.
+    columns alone, and may be kept. An attribute `alone` that is true says that its calls hold the cores, as a model's
+    do: it is asked once all responses of a step are drawn, and not as soon as a group's are.
     """
 
     def __call__(self, completion: str, /, **columns: Any) -> float | Verdict: ...
@@ -72,6 +73,8 @@ class VerifierSignature:
     """What it states of itself; None where its verdicts cannot be kept."""
     timeout: float | None = None
     """Seconds after which it gives up by itself: its setting of this name; None where it has none."""
+    alone: bool = False
+    """Its calls hold the cores, so that it is not asked while responses are drawn."""
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -185,4 +188,5 @@ def signature_of(reward: Reward | Named, key: str = "reward") -> VerifierSignatu
         arguments=tuple(arguments),
         version=version if isinstance(version, str) else None,
         timeout=_timeout(reward, key),
+        alone=getattr(verifier, "alone", False) is True,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -45,6 +45,19 @@ class Sampler(Protocol):
 
     def wake(self) -> None:
         """Be ready to take weights and generate."""
+
+
+Drawn: TypeAlias = Callable[[int, Rollout], None]
+"""Hears each response and which of the requests it answers."""
+
+
+class Streaming(Protocol):
+    """What a sampler can do beside that knows of each response before all are drawn."""
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling, drawn: Drawn) -> list[Rollout]:
+        """As `generate`, which it is in all else; `drawn` is called as soon as a response is there, in any order, and
+        must be quick and raise nothing.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 from posttrain.algorithms.row import Algorithm
 from posttrain.algorithms.selection import asks_for, informative, note_spread, rounds
@@ -14,7 +15,7 @@ from posttrain.algorithms.state import RowState
 from posttrain.data.stream import PromptStream
 from posttrain.errors import TrainingError
 from posttrain.metrics import Report
-from posttrain.rollout import Request, Sampler, request_seed
+from posttrain.rollout import Request, Sampler, Streaming, request_seed
 from posttrain.types import Author, Group, Prompt, Rollout, Sampling, Verdict
 
 Groups = Sequence[tuple[Prompt, Sequence[Rollout]]]
@@ -26,6 +27,16 @@ class Grades(Protocol):
     """What is asked of a grader: one verdict per response, in the groups' own shape."""
 
     def grade(self, groups: Groups, told: Told = None) -> list[tuple[Verdict, ...]]: ...
+
+
+class Early(Protocol):
+    """A step's groups, of which each is graded as soon as it is there."""
+
+    def add(self, group: int, rollouts: Sequence[Rollout]) -> None:
+        """All responses to the prompt of this number; raises nothing."""
+
+    def verdicts(self, groups: Groups) -> list[tuple[Verdict, ...]]:
+        """What `Grades.grade` says of all groups, in their order."""
 
 
 class Ungraded:
@@ -149,17 +160,49 @@ def draw_groups(
             for k in range(draw.group_size)
         ]
     started = time.perf_counter()
-    rollouts = sampler.generate(requests, draw.sampling)
-    drawn = time.perf_counter()
     size = draw.group_size
-    per_prompt = [tuple(rollouts[i * size : (i + 1) * size]) for i in range(len(prompts))]
-    verdicts = grader.grade(list(zip(prompts, per_prompt, strict=True)))
+    with _early(sampler, grader, prompts) as early:
+        if early is None:
+            rollouts = sampler.generate(requests, draw.sampling)
+        else:
+            rollouts = cast(Streaming, sampler).stream(requests, draw.sampling, _Gathering(early, size))
+        drawn = time.perf_counter()
+        per_prompt = [tuple(rollouts[i * size : (i + 1) * size]) for i in range(len(prompts))]
+        whole = list(zip(prompts, per_prompt, strict=True))
+        verdicts = grader.grade(whole) if early is None else early.verdicts(whole)
     graded = time.perf_counter()
     groups = [Group(*parts) for parts in zip(prompts, per_prompt, verdicts, strict=True)]
     report = describe(groups)
     report += Report.sum("rollout/seconds", drawn - started) + Report.sum("grade/seconds", graded - drawn)
     report += Report.mean("rollout/tokens_per_second", sum(r.length for r in rollouts), drawn - started)
     return groups, report
+
+
+@contextmanager
+def _early(sampler: Sampler, grader: Grades, prompts: Sequence[Prompt]) -> Iterator[Early | None]:
+    """Where both sides can, what grades groups while others are drawn."""
+    begin = getattr(grader, "early", None)
+    if begin is None or not hasattr(sampler, "stream"):
+        yield None
+        return
+    with begin(prompts) as early:
+        yield early
+
+
+class _Gathering:
+    """Hears single responses, and hands groups of `size` on once they are whole."""
+
+    def __init__(self, early: Early, size: int) -> None:
+        self.early, self.size = early, size
+        self._found: dict[int, dict[int, Rollout]] = {}
+
+    def __call__(self, index: int, rollout: Rollout) -> None:
+        group, member = divmod(index, self.size)
+        found = self._found.setdefault(group, {})
+        found[member] = rollout
+        if len(found) == self.size:
+            del self._found[group]
+            self.early.add(group, [found[k] for k in range(self.size)])
 
 
 def _author(draw: Draw, k: int) -> Author:

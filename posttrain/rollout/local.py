@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from posttrain.errors import TrainingError
-from posttrain.rollout import Request
+from posttrain.rollout import Drawn, Request
 from posttrain.rollout.intake import Intake, refusal
 from posttrain.types import Rollout, Sampling
 
@@ -25,10 +25,16 @@ class LocalSampler:
         self.version: int | None = None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        return self.stream(requests, sampling, lambda index, rollout: None)
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling, drawn: Drawn) -> list[Rollout]:
+        """As `Streaming` says it: a batch's responses are there together."""
         refusal(self.version)
         out: list[Rollout] = []
         for start in range(0, len(requests), self.batch_size):
             out += self._batch(requests[start : start + self.batch_size], sampling)
+            for index in range(start, len(out)):
+                drawn(index, out[index])
         return out
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from posttrain.errors import ModelError, ParityError, PosttrainError, SyncError,
 from posttrain.models.adapters import Form
 from posttrain.models.checkpoint import expected_weights, stop_tokens
 from posttrain.recipe import Hardware
-from posttrain.rollout import Parts, Piece, Request
+from posttrain.rollout import Drawn, Parts, Piece, Request
 from posttrain.rollout.adapters import Adapters, settings
 from posttrain.rollout.intake import Intake, refusal
 from posttrain.types import FinishReason, Rollout, Sampling
@@ -83,6 +84,10 @@ class VllmSampler:
                 self.unadapted = str(error)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        return self.stream(requests, sampling, lambda index, rollout: None)
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling, drawn: Drawn) -> list[Rollout]:
+        """As `Streaming` says it."""
         refusal(self.version)
         from vllm import SamplingParams
 
@@ -105,8 +110,23 @@ class VllmSampler:
             for r in requests
         ]
         adapter = self.adapters.request if self.adapters is not None else None
-        outputs = self.engine.generate(prompts, parameters, use_tqdm=False, lora_request=adapter)
-        return [self._rollout(r, o, sampling) for r, o in zip(requests, outputs, strict=True)]
+        names = self.engine.enqueue(prompts, parameters, adapter, use_tqdm=False)
+        # An output has the name without what makes it unique.
+        places = {name.partition("-")[0]: index for index, name in enumerate(names)}
+        found: dict[int, Rollout] = {}
+        try:
+            while self.engine.llm_engine.has_unfinished_requests():
+                for output in self.engine.llm_engine.step():
+                    if output.finished:
+                        index = places[output.request_id]
+                        found[index] = self._rollout(requests[index], output, sampling)
+                        drawn(index, found[index])
+        except BaseException:
+            with suppress(Exception):
+                # Or they would be drawn with the next ones.
+                self.engine.llm_engine.abort_request(names, internal=True)
+            raise
+        return [found[index] for index in range(len(requests))]
 
     def _rollout(self, request: Request, output: Any, sampling: Sampling) -> Rollout:
         prompt, said = tuple(output.prompt_token_ids), output.outputs[0]

@@ -46,6 +46,7 @@ class Classifier:
     """Of the backbone; heads are fp32 at least."""
 
     memory_limit: ClassVar[int | None] = None
+    alone = True
     _keys: list[str] = field(init=False, repr=False)
     _found: list[Measured] = field(init=False, repr=False)
     _served: list[Served] = field(init=False, repr=False, default_factory=list)

@@ -37,6 +37,7 @@ class Gap:
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
 
     memory_limit: ClassVar[int | None] = None
+    alone = True
     _found: Measured = field(init=False, repr=False)
     _served: Served | None = field(init=False, repr=False, default=None)
     _gaps: dict[tuple[int, ...], float] = field(init=False, repr=False, default_factory=dict)

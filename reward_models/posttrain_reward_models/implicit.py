@@ -42,6 +42,7 @@ class Implicit:
     """Of compute: what is read is a small difference of large numbers."""
 
     memory_limit: ClassVar[int | None] = None
+    alone = True
     _models: list[Any] = field(init=False, repr=False, default_factory=list)
     _reader: Reader = field(init=False, repr=False)
 

@@ -35,6 +35,7 @@ class Prob:
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "float32"
 
     memory_limit: ClassVar[int | None] = None
+    alone = True
     _model: Any = field(init=False, repr=False, default=None)
     _reader: Reader = field(init=False, repr=False)
 

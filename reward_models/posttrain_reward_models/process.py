@@ -56,6 +56,7 @@ class Process:
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
 
     memory_limit: ClassVar[int | None] = None
+    alone = True
     _found: Measured = field(init=False, repr=False)
     _served: Served | None = field(init=False, repr=False, default=None)
 

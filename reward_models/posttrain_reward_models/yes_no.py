@@ -44,6 +44,7 @@ class YesNo:
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
 
     memory_limit: ClassVar[int | None] = None
+    alone = True
     _model: Any = field(init=False, repr=False, default=None)
     _tokenizer: Any = field(init=False, repr=False, default=None)
     _tokens: tuple[list[int], list[int]] = field(init=False, repr=False, default=([], []))

@@ -113,3 +113,30 @@ class Unprepared:
 
     def __call__(self, completion: str) -> float:
         return 1.0
+
+
+class Hurried:
+    """Runs into a limit of time, as `way` says it, while there is a file `busy`: hangs, or gives up by itself."""
+
+    version = "1"
+
+    def __init__(self, busy: str, way: str) -> None:
+        self.busy, self.way = Path(busy), way
+
+    def __call__(self, completion: str) -> Verdict:
+        if not self.busy.exists():
+            return Verdict(1.0)
+        if self.way == "hangs":
+            time.sleep(600)
+        return Verdict(0.0, reason="timeout", lasting=False)
+
+
+class Noted:
+    """Makes a file of the name that it is asked of in a folder; `alone` says whether that holds the cores."""
+
+    def __init__(self, folder: str, alone: bool = False) -> None:
+        self.folder, self.alone = Path(folder), alone
+
+    def __call__(self, completion: str) -> float:
+        (self.folder / completion).write_text("")
+        return float(len(completion))

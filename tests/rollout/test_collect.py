@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from posttrain.algorithms.choice import choose
 from posttrain.algorithms.state import RowState
 from posttrain.data.stream import PromptStream
-from posttrain.errors import TrainingError
+from posttrain.errors import DataError, TrainingError
 from posttrain.recipe import Grading, Reward
 from posttrain.rewards import Grader
-from posttrain.rollout import Request
-from posttrain.rollout.collect import Chosen, Draw, collect
+from posttrain.rollout import Drawn, Request
+from posttrain.rollout.collect import Chosen, Draw, Ungraded, collect
 from posttrain.types import Prompt, Rollout, Sampling
 
 DRAW = Draw(prompts=4, group_size=4, sampling=Sampling(max_tokens=4), seed=0)
@@ -148,3 +150,64 @@ def test_a_prompt_that_comes_round_again_in_a_step_is_answered_anew(grader: Grad
     again = Half()
     collect(again, stream([False, False]), grader, chosen("grpo"), DRAW, step=1)
     assert [r.seed for r in again.requests] == [r.seed for r in sampler.requests]
+
+
+class Telling(Half):
+    """Says each response as soon as it is there, the last one first, and waits before the rest for a file that its
+    grader makes of the first whole group.
+    """
+
+    def __init__(self, mark: Path | None = None) -> None:
+        super().__init__()
+        self.mark = mark
+        self.streams = 0
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling, drawn: Drawn) -> list[Rollout]:
+        self.streams += 1
+        out = self.generate(requests, sampling)
+        for number, index in enumerate(reversed(range(len(out)))):
+            drawn(index, out[index])
+            limit = time.monotonic() + 60
+            while number == DRAW.group_size - 1 and self.mark is not None and not self.mark.exists():
+                assert time.monotonic() < limit, "nothing was graded while others were drawn"
+                time.sleep(0.01)
+        return out
+
+
+def test_a_group_is_graded_while_others_are_drawn(tmp_path: Path) -> None:
+    noted = Reward(verifier="tests.rewards.graders:Noted", settings={"folder": str(tmp_path)})
+    sampler = Telling(tmp_path / "yes")
+    with Grader([noted], Grading(workers=1)) as grader:
+        found = collect(sampler, stream([False] * 8), grader, chosen("grpo"), DRAW, step=1)
+    assert sampler.streams == 1
+    assert [len(group.verdicts) for group in found.groups] == [4] * 4
+
+
+@pytest.mark.parametrize("row", ["grpo", "dapo", "remax"])
+def test_what_is_collected_is_the_same_as_where_all_is_graded_in_the_end(row: str) -> None:
+    found = []
+    for early in (True, False):
+        sampler = Telling()
+        with Grader([Reward(verifier="tests.graders:equal")], Grading(workers=2, early=early)) as grader:
+            one = collect(sampler, stream([True, False] * 8), grader, chosen(row), DRAW, step=1)
+        seconds = {"rollout/seconds", "grade/seconds", "rollout/tokens_per_second"}
+        figures = {name: value for name, value in one.report.entries.items() if name not in seconds}
+        found.append((one.groups, one.dropped, figures, sampler.requests))
+        assert (sampler.streams > 0) == early
+    assert found[0] == found[1]
+    assert found[0][0]
+
+
+def test_where_nothing_is_graded_or_a_sampler_cannot_tell_all_is_drawn_first(grader: Grader) -> None:
+    sampler = Telling()
+    collect(sampler, stream([True] * 8), Ungraded(), chosen("grpo"), DRAW, step=1)
+    assert sampler.streams == 0
+    assert len(collect(Half(), stream([True] * 8), grader, chosen("grpo"), DRAW, step=1).groups) == 4
+
+
+def test_a_prompt_that_cannot_be_graded_stops_the_step_before_it_is_drawn(grader: Grader) -> None:
+    sampler = Telling()
+    without = PromptStream([Prompt(f"p/{i}", (3,), "", {"useful": True}) for i in range(8)], seed=0)
+    with pytest.raises(DataError, match="needs the column 'answer'"):
+        collect(sampler, without, grader, chosen("grpo"), DRAW, step=1)
+    assert not sampler.requests

@@ -16,7 +16,7 @@ from posttrain.recipe import Hardware, Model
 from posttrain.recipe import Sampler as SamplerBlock
 from posttrain.rollout import Request, Sampler, request_seed
 from posttrain.rollout.local import LocalSampler
-from posttrain.types import Sampling
+from posttrain.types import Rollout, Sampling
 from tests.tiny import VOCABULARY, prompt, tiny_folder
 
 ASKED = [0, 7, 12, 30, 31, 1, 12, 0, 8, 12]
@@ -94,6 +94,31 @@ def test_a_seed_gives_the_same_response_alone_and_in_a_crowd(sampler: Sampler) -
     alone = sampler.generate(crowd[17:18], Sampling(max_tokens=12))
     assert alone[0].tokens == together[17].tokens
     assert len({r.tokens for r in together}) > 30
+
+
+def test_each_response_is_told_once_as_soon_as_it_is_there_and_is_the_one_that_is_returned(sampler: Any) -> None:
+    requests = [Request(prompt(ASKED), seed) for seed in range(70)]
+    told: list[tuple[int, Rollout]] = []
+    drawn = sampler.stream(requests, Sampling(max_tokens=40), lambda *each: told.append(each))
+    assert drawn == sampler.generate(requests, Sampling(max_tokens=40))
+    assert sorted(index for index, _ in told) == list(range(70))
+    assert all(drawn[index] == rollout for index, rollout in told)
+    if not isinstance(sampler, LocalSampler):
+        # Short ones before long ones, whose place is before them.
+        assert [index for index, _ in told] != list(range(70))
+        assert [r.length for _, r in told[:10]] < [r.length for _, r in told[-10:]]
+
+
+def test_an_engine_goes_on_after_what_stopped_its_drawing(sampler: Any) -> None:
+    requests = [Request(prompt(ASKED), seed) for seed in range(6)]
+    before = sampler.generate(requests, Sampling(max_tokens=20))
+
+    def stop(index: int, rollout: Rollout) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampler.stream(requests, Sampling(max_tokens=20), stop)
+    assert sampler.generate(requests, Sampling(max_tokens=20)) == before
 
 
 def test_greedy_takes_the_likeliest_token(sampler: Sampler, hostile: Path) -> None:
