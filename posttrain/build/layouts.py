@@ -72,16 +72,13 @@ def zero_mistakes(recipe: Recipe, algorithm: Algorithm) -> list[str]:
     key, way = f"hardware.learner.strategy: {learner.strategy}", "use fsdp2 or ddp"
     exact = algorithm.kl.kind == "in_loss" and algorithm.kl["kl_estimator"] == "exact"
     cannot = {
-        f"{algorithm.name} has a critic, which would need an engine of its own": needs.critic,
-        "a reward model's head is kept in fp32 outside the model's passes": needs.scorer,
-        f"trust: {algorithm.trust.kind} takes updates back, and an engine does not": algorithm.trust.kind != "none",
-        f"reference.refresh: {recipe.reference.refresh} moves a model that is no engine's to move": (
-            needs.reference and recipe.reference.refresh != "never"
-        ),
         "kl_estimator: exact reads the reference's output head outside its passes": (
             exact and learner.strategy == "zero3"
         ),
         f"hardware.dtype: {recipe.hardware.dtype} has no fp32 masters": recipe.hardware.dtype == "float64",
+        "hardware.dtype: bfloat16 would round the head of a reward model or critic, which others keep in fp32": (
+            recipe.hardware.dtype == "bfloat16" and (needs.scorer or (needs.critic and recipe.critic.backbone == "own"))
+        ),
         # Another optimiser of DeepSpeed's, with other pieces: stage 2 holds less, and is the same otherwise.
         "hardware.dtype: bfloat16 is for zero2 and zero3": (
             learner.strategy == "zero1" and recipe.hardware.dtype == "bfloat16"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from posttrain.learner.layout import Layout
 from posttrain.learner.sharding import WHOLE, Sharding
@@ -34,3 +35,10 @@ def scattered(values: Tensor, batch: Batch) -> Tensor:
     at = batch.mask.nonzero()[:, 0].to(values.device)
     out = torch.zeros(len(batch.tokens), *values.shape[1:], dtype=values.dtype, device=values.device)
     return out.index_copy(0, at, values)
+
+
+def said_by(head: nn.Linear, states: Tensor) -> Tensor:
+    """`[M, B]` of states `[M, H]`, in fp32 at least: in bf16 a value would have two and a half digits."""
+    weight = head.weight
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return functional.linear(states.to(wide), weight.to(wide))

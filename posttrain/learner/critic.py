@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from posttrain.learner.backbone import predictors
+from posttrain.learner.computation import said_by
 from posttrain.learner.layout import Laid
 from posttrain.learner.sharding import WHOLE, Asking, Reader, Sharding, full
 from posttrain.learner.state import read_numbers, read_tensors, write_numbers, write_tensors
@@ -31,7 +31,7 @@ class Critic:
         self.settings, self.own, self.sharding = settings, settings.backbone == "own", sharding
         self.model = model
         self.head: nn.Linear = model.score if self.own else model
-        # In bf16 a value would have two and a half digits.
+        # The optimiser's steps would be lost in bf16, unless it has masters.
         self.head.to(torch.promote_types(self.head.weight.dtype, torch.float32))
         trained = any(p.requires_grad for p in model.parameters())
         changes = {"learning_rate": settings.learning_rate, "clip_norm": settings.clip_norm}
@@ -48,11 +48,10 @@ class Critic:
         """
         if self.own:
             decoder = getattr(self.model, self.model.base_model_prefix)
-            hidden: Tensor = self.reader(lambda: predictors(decoder, laid, self.head.weight.device))
-        else:
-            assert policy_hidden is not None
-            hidden = policy_hidden.detach() if self.settings.stop_gradient else policy_hidden
-        return functional.linear(hidden.to(self.head.weight.dtype), self.head.weight)
+            # The head too is inside the pass: where it is cut over the ranks, it is whole there alone.
+            return self.reader(lambda: said_by(self.head, predictors(decoder, laid, self.head.weight.device)))
+        assert policy_hidden is not None
+        return said_by(self.head, policy_hidden.detach() if self.settings.stop_gradient else policy_hidden)
 
     def save(self, folder: Path) -> None:
         """Write what AutoModelForSequenceClassification loads, or the head alone; nothing of a frozen one."""

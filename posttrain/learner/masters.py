@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,19 @@ from torch import Tensor, nn
 from posttrain.learner.sums import add_into
 
 
+class Movable(Protocol):
+    """Master weights that something beside the optimiser may move."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """One for each trainable parameter of the model, in its order, as this rank holds it."""
+
+    def publish(self) -> None:
+        """Bring the model to where they are. A collective."""
+
+
 class Masters:
-    """fp32 copies of the trainable parameters, which the optimiser moves and the model follows.
+    """Implements `Movable`. fp32 copies of the trainable parameters, which the optimiser moves and the model follows.
 
     Gradients of each backward pass are added in fp32 as they arrive, so that their sum does not depend on how many
     micro-batches there were. A model that already computes in fp32 or fp64 is its own master.

@@ -240,12 +240,13 @@ class PolicyLearner:
     def refresh_reference(self, decay: float, momentum: float = 0.0) -> None:
         if self.references is None:
             return
+        masters = self.stepper.masters
         if momentum:
-            self.references.carry_on(self.stepper.masters, momentum)
-            self.stepper.masters.publish()
+            self.references.carry_on(masters, momentum)
+            masters.publish()
             self.version += 1
             return
-        self.references.refresh(self.stepper.masters, decay)
+        self.references.refresh(masters, decay)
 
     def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
         if self.references is None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from posttrain.errors import TrainingError
 from posttrain.learner.backbone import Backbone
-from posttrain.learner.masters import Masters
-from posttrain.learner.sharding import Asking, Reader, Sharding
+from posttrain.learner.masters import Movable
+from posttrain.learner.sharding import WHOLE, Asking, Reader, Sharding
 
 
 class References:
@@ -21,6 +21,7 @@ class References:
         self.models = [None if m is None else m.eval().requires_grad_(False) for m in models]
         self._backbones = [None if m is None else Backbone(m) for m in self.models]
         self._readers: list[Asking | None] = [None if m is None else Reader(m) for m in self.models]
+        self._sharding: Sharding = WHOLE
         # In bf16 a moving average with a decay near 1 would never move.
         self.average: list[Tensor] | None = None
         self.learnt: list[Tensor] | None = None
@@ -33,6 +34,7 @@ class References:
 
     def place(self, sharding: Sharding) -> None:
         """Lay the models over the ranks as the policy is."""
+        self._sharding = sharding
         self._readers = [None if m is None else sharding.place(Reader(m)) for m in self.models]
 
     def each(self, policy: Any, policy_reader: Asking, policy_backbone: Backbone) -> Iterator[tuple[Asking, Backbone]]:
@@ -47,24 +49,22 @@ class References:
                 raise TrainingError("the base of an adapter is asked for as reference, but the policy has no adapter")
 
     @torch.no_grad()
-    def refresh(self, policy: Masters, decay: float) -> None:
+    def refresh(self, policy: Movable, decay: float) -> None:
         """The first reference becomes decay x itself + (1 - decay) x the policy (2404.10719; decay 0 copies it)."""
         first = self.first()
         parameters = list(first.parameters())
         if self.average is None:
-            self.average = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
+            self.average = [self._sharding.master(p) for p in parameters]
         for mean, own, parameter in zip(self.average, policy.parameters, parameters, strict=True):
             mean.mul_(decay).add_(own.detach().to(mean), alpha=1 - decay)
-            parameter.copy_(mean)
+            self._sharding.write(parameter, mean)
 
     @torch.no_grad()
-    def carry_on(self, policy: Masters, momentum: float) -> None:
+    def carry_on(self, policy: Movable, momentum: float) -> None:
         """The policy becomes itself + momentum x (itself - what it was here the last time, before it went on), and the
         first reference becomes that (2410.06293, in the space of parameters).
         """
-        parameters = list(self.first().parameters())
-        before = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
-        before = self.learnt or before
+        before = self.learnt or [self._sharding.master(p) for p in self.first().parameters()]
         self.learnt = [own.detach().to(was, copy=True) for own, was in zip(policy.parameters, before, strict=True)]
         for own, was in zip(policy.parameters, before, strict=True):
             own.add_(own.detach() - was.to(own), alpha=momentum)
@@ -92,11 +92,7 @@ class References:
         if not names:
             return {}
         parameters = dict(self.first().named_parameters())
-        return {
-            name: torch.empty_like(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32))
-            for name in names
-            for p in (parameters[name.partition("/")[2]],)
-        }
+        return {name: self._sharding.master(parameters[name.partition("/")[2]]) for name in names}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -106,4 +102,4 @@ class References:
         if f"learnt/{parameters[0][0]}" in state:
             self.learnt = [state[f"learnt/{name}"] for name, _ in parameters]
         for mean, (_, parameter) in zip(self.average, parameters, strict=True):
-            parameter.copy_(mean)
+            self._sharding.write(parameter, mean)

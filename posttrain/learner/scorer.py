@@ -21,7 +21,7 @@ from posttrain.errors import TrainingError
 from posttrain.learner import Policy
 from posttrain.learner.accumulate import Passes, accumulate
 from posttrain.learner.backbone import predictors
-from posttrain.learner.computation import Computation, scattered
+from posttrain.learner.computation import Computation, said_by, scattered
 from posttrain.learner.layout import lay_out
 from posttrain.learner.sharding import Reader, full
 from posttrain.learner.sharing import read
@@ -54,7 +54,7 @@ class ScorerLearner:
         self.head = _head(inner)
         self.tokenizer, self.computation = tokenizer, computation
         self.dtype = computation.dtype or next(self.decoder.parameters()).dtype
-        # In bf16 a score would have two and a half digits.
+        # The optimiser's steps would be lost in bf16, unless it has masters.
         self.head.to(torch.promote_types(self.dtype, torch.float32))
         self.packing = Packing(
             budget=computation.micro_batch_tokens,
@@ -80,8 +80,7 @@ class ScorerLearner:
             samples.append(Sample(rollout, group, mask, torch.zeros(len(mask))))
 
         def said(batch: Batch) -> dict[int, Tensor]:
-            states = self._states(batch)
-            values = functional.linear(states.to(self.head.weight.dtype), self.head.weight).cpu()
+            values = self._said(batch)[1].cpu()
             order = batch.segment[batch.mask].tolist()
             return {int(batch.index[s]): values[i] for i, s in enumerate(order)}
 
@@ -95,19 +94,26 @@ class ScorerLearner:
     def _release(self) -> None:
         self.sharding.release(self.reader)
 
-    def _states(self, batch: Batch) -> Tensor:
-        """`[M, H]`: the last hidden state after each masked token."""
+    def _said(self, batch: Batch, share: float = 0.0) -> tuple[Tensor, Tensor]:
+        """`[M, H]`: the last hidden state after each masked token; and `[M, B]`: what the head says of it, of which a
+        `share` is left out.
+        """
         laid = lay_out(after(batch), self.computation.layout, self.computation.flat)
-        states: Tensor = self.reader(lambda: predictors(self.decoder, laid, self.head.weight.device))
-        return states
+
+        def ask() -> tuple[Tensor, Tensor]:
+            states = predictors(self.decoder, laid, self.head.weight.device)
+            read = states
+            if share:
+                wide = states.to(torch.promote_types(states.dtype, torch.float32))
+                read = wide * _kept(batch, states.shape[-1], share, self.version).to(wide)
+            # The head too is inside the pass: where it is cut over the ranks, it is whole there alone.
+            return states, said_by(self.head, read)
+
+        return self.reader(ask)
 
     def _score(self, batch: Batch, algorithm: Algorithm) -> Scored:
-        states = self._states(batch)
-        share = algorithm.objective.settings.get("head_dropout", 0.0)
-        read = states.to(self.head.weight.dtype)
-        if share:
-            read = read * _kept(batch, read.shape[-1], share, self.version).to(read)
-        outputs = scattered(functional.linear(read, self.head.weight), batch).cpu()
+        states, found = self._said(batch, algorithm.objective.settings.get("head_dropout", 0.0))
+        outputs = scattered(found, batch).cpu()
         said, zeros = outputs.detach().mean(-1), torch.zeros(len(batch.tokens), dtype=outputs.dtype)
         kept = scattered(states, batch).cpu().to(outputs.dtype) if algorithm.needs.states else None
         return Scored(said, zeros, values=outputs, states=kept)

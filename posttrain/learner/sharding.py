@@ -53,8 +53,9 @@ class Sharding(Protocol):
         """Whether all ranks must make the same number of passes, as each pass is a collective."""
 
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
-        """Lay the parameters out, those `apart` whole on every rank, and say what the model is asked through from then
-        on. Called once, before an optimiser knows them. `settings` are those of a model that is trained.
+        """Lay the parameters out, those `apart` in their own precision, and say what the model is asked through from
+        then on. Called once, before an optimiser knows them. `settings` are those of a model that is trained. Raises
+        ModelError for what cannot be laid out so.
         """
 
     def stepper(self, reader: Asking, settings: Optimizer, total_updates: int, what: str = "policy") -> Steps:
@@ -71,6 +72,12 @@ class Sharding(Protocol):
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
         """What is left to be done for gradients to be sums over the ranks, once per update."""
+
+    def master(self, parameter: Tensor) -> Tensor:
+        """A full-precision copy of a parameter, laid out as the masters of one that is trained. A collective."""
+
+    def write(self, parameter: Tensor, master: Tensor) -> None:
+        """Round a tensor that is laid out as masters are into a parameter. A collective."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,12 @@ class Whole:
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
         self.world.add(gradients)
+
+    def master(self, parameter: Tensor) -> Tensor:
+        return widened(parameter)
+
+    def write(self, parameter: Tensor, master: Tensor) -> None:
+        parameter.copy_(master)
 
 
 WHOLE = Whole(ALONE)
@@ -153,10 +166,13 @@ class Rows:
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
         # A small head beside a sharded model is whole on every rank.
-        plain = [g for g in gradients if not isinstance(g, DTensor)]
-        self.world.add(plain)
-        for gradient in plain:
-            gradient.div_(self.world.size)
+        averaged(self.world, [g for g in gradients if not isinstance(g, DTensor)])
+
+    def master(self, parameter: Tensor) -> Tensor:
+        return widened(parameter)
+
+    def write(self, parameter: Tensor, master: Tensor) -> None:
+        parameter.copy_(master)
 
 
 def _layers(model: Any) -> Sequence[nn.Module]:
@@ -170,6 +186,18 @@ def _layers(model: Any) -> Sequence[nn.Module]:
             "under a known name; use ddp"
         )
     return list(layers)
+
+
+def widened(parameter: Tensor) -> Tensor:
+    """A copy in fp32 at least."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+
+
+def averaged(world: World, gradients: Sequence[Tensor]) -> None:
+    """Replace gradients of a loss that was multiplied by the number of ranks by the sums of the loss's own."""
+    world.add(gradients)
+    for gradient in gradients:
+        gradient.div_(world.size)
 
 
 def full(tensor: Tensor) -> Tensor:

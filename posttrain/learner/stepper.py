@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from posttrain.errors import TrainingError
-from posttrain.learner.masters import Masters
+from posttrain.learner.masters import Masters, Movable
 from posttrain.learner.sharding import Sharding, full
 from posttrain.recipe import Optimizer
 
@@ -39,7 +39,7 @@ class Steps(Protocol):
     updates: int
 
     @property
-    def masters(self) -> Masters: ...
+    def masters(self) -> Movable: ...
 
     def step(self) -> tuple[float, float]:
         """One optimiser step, none where nothing was accumulated; the gradient's norm before clipping, and the learning

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from posttrain.errors import ModelError
-from posttrain.learner.sharding import Asking, Reader
-from posttrain.learner.stepper import Steps
-from posttrain.learner.zero_steps import Engine, ZeroStepper
+from posttrain.learner.sharding import Asking, Reader, averaged, full, widened
+from posttrain.learner.stepper import Stepper, Steps
+from posttrain.learner.zero_steps import Engine, ZeroStepper, written
 from posttrain.recipe import Optimizer
 from posttrain.world import World
 
@@ -55,6 +56,11 @@ class Zero:
         moved = [p for p in reader.model.parameters() if p.requires_grad] if settings else []
         if not moved and self.stage < 3:
             return reader
+        if apart and self._dtype == torch.bfloat16:
+            raise ModelError(
+                f"hardware.learner.strategy: zero{self.stage}, whose engines round a head as everything else, but "
+                "hardware.dtype: bfloat16 leaves its scores two and a half digits; use fsdp2 or ddp, or float32"
+            )
         optimizer = None
         if settings is not None:
             optimizer = torch.optim.AdamW(
@@ -95,14 +101,15 @@ class Zero:
         }
 
     def stepper(self, reader: Asking, settings: Optimizer, total_updates: int, what: str = "policy") -> Steps:
-        assert isinstance(reader, Engine)
-        return ZeroStepper(reader, settings, total_updates, self.mesh, what)
+        if isinstance(reader, Engine):
+            return ZeroStepper(reader, settings, total_updates, self.mesh, what)
+        # A small head beside the policy's engine is whole on every rank.
+        return Stepper(reader.model, settings, total_updates, self, what)
 
     def backward(self, reader: Asking, loss: Tensor) -> None:
         assert isinstance(reader, Engine)
-        # Gradients are averaged over the ranks.
+        # Gradients are averaged over the ranks. Other engines in the graph, as a critic's, find out by themselves.
         reader.engine.backward(loss * self.world.size, scale_wrt_gas=False)
-        reader.pending = True
 
     def opened(self, needs: Sequence[Sequence[Tensor]]) -> Iterable[int]:
         return self._opened(needs) if self.stage == 3 else range(len(needs))
@@ -125,7 +132,16 @@ class Zero:
         """The engine lets go of each module's parameters after it, whether a backward pass follows or not."""
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
-        """The engine has added them up."""
+        """The engine has added its own up; others were scaled as they were."""
+        averaged(self.world, gradients)
+
+    def master(self, parameter: Any) -> Tensor:
+        for _ in self.opened([[parameter]]):
+            whole = widened(parameter)
+        return distribute_tensor(whole, self.mesh, [Shard(0)], src_data_rank=None)
+
+    def write(self, parameter: Tensor, master: Tensor) -> None:
+        written(parameter, full(master))
 
 
 def _elements(parameters: Iterable[Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,6 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import get_scheduler
 
 from posttrain.errors import TrainingError
-from posttrain.learner.masters import Masters
 from posttrain.learner.sharding import full
 from posttrain.learner.stepper import MOMENTS, State, refuse_norm, schedule_of
 from posttrain.recipe import Optimizer
@@ -30,10 +29,12 @@ class Engine:
         self.stage = int(engine.zero_optimization_stage())
         self.model = engine.module.model
         self.pending = False
-        """Whether gradients were accumulated since the last step."""
+        """Whether gradients were accumulated since the last step, or are about to be."""
 
     def __call__(self, ask: Callable[[], T]) -> T:
         found: T = self.engine(ask)
+        # Every pass with gradient is followed by a backward pass, in one with other engines' where a loss has several.
+        self.pending |= self.optimizer is not None and torch.is_grad_enabled()
         return found
 
 
@@ -52,6 +53,17 @@ class Piece:
         return flat.view(-1)[self.at : self.at + self.count]
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Implements `Movable`: an engine's masters in rows of whole tensors, and what becomes of them when they moved."""
+
+    parameters: list[Tensor]
+    take: Callable[[Sequence[Tensor]], None]
+
+    def publish(self) -> None:
+        self.take(self.parameters)
+
+
 class ZeroStepper:
     """Implements `Steps` over an engine. Its state goes to disk as FSDP2's does, in rows of whole tensors, each brought
     together and cut again by itself, so no rank ever holds more than one whole.
@@ -68,10 +80,16 @@ class ZeroStepper:
         self.updates = 0
 
     @property
-    def masters(self) -> Masters:
-        raise TrainingError(
-            "hardware.learner.strategy: under ZeRO nothing but the optimiser moves the policy; use fsdp2"
-        )
+    def masters(self) -> Copies:
+        """A collective."""
+        return Copies([self._rows(name, p, lambda master: master.detach()) for name, p in self._named], self._take)
+
+    @torch.no_grad()
+    def _take(self, rows: Sequence[Tensor]) -> None:
+        for (name, parameter), moved in zip(self._named, rows, strict=True):
+            whole = full(moved)
+            self._fill(name, whole, lambda master: master)
+            written(parameter, whole)
 
     def step(self) -> tuple[float, float]:
         rate = self.scheduler.get_last_lr()[0]
@@ -87,10 +105,13 @@ class ZeroStepper:
         return float(self.engine.get_global_grad_norm()), rate
 
     def discard(self) -> None:
-        if self.reader.pending:
-            raise TrainingError(
-                "hardware.learner.strategy: under ZeRO an accumulated gradient cannot be dropped; use fsdp2 or ddp"
-            )
+        if not self.reader.pending:
+            return
+        # An engine lets go of a gradient by a step alone: it is taken, and taken back.
+        before = self.state().copied()
+        self.engine.step()
+        self.reader.pending = False
+        self.load(before)
 
     def _piece(self, parameter: Any) -> Piece | None:
         """None where other ranks have all of it."""
@@ -168,7 +189,7 @@ class ZeroStepper:
         for name, parameter in self._named:
             whole = full(state.tensors[f"trained/{name}"])
             self._fill(name, whole, lambda master: master)
-            self._publish(parameter, whole)
+            written(parameter, whole)
             for kind in MOMENTS if name in state.numbers["steps"] else ():
                 moment = full(state.tensors[f"{kind}/{name}"])
                 self._fill(name, moment, lambda master: self.optimizer.state[master][kind])  # noqa: B023
@@ -185,12 +206,13 @@ class ZeroStepper:
             part = whole.reshape(-1)[piece.start : piece.start + piece.count]
             piece.of(flat_of(piece.master).detach()).copy_(part)
 
-    def _publish(self, parameter: Any, whole: Tensor) -> None:
-        """Round a master into the model's own parameter."""
-        import deepspeed
 
-        if self.reader.stage < 3:
-            parameter.copy_(whole)
-            return
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.copy_(whole)
+def written(parameter: Any, whole: Tensor) -> None:
+    """Round a whole tensor into a parameter, which may be cut over the ranks. A collective."""
+    if not hasattr(parameter, "ds_id"):
+        parameter.copy_(whole)
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(whole)

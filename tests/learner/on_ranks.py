@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -47,6 +47,16 @@ class Case:
     dtype: torch.dtype = torch.float32
     groups: int = 3
     scorer: bool = False
+    backbone: Literal["own", "shared"] = "own"
+    moves: bool = False
+    """Whether the reference follows the policy."""
+    warms: bool = False
+    """Whether the first step is the critic's alone."""
+
+    @property
+    def rounded(self) -> bool:
+        """Whether an engine of DeepSpeed's would round a head."""
+        return self.dtype == torch.bfloat16 and (self.scorer or (self.critic and self.backbone == "own"))
 
 
 CASES = {
@@ -57,8 +67,13 @@ CASES = {
     "a reference": Case("grpo", reference=True),
     "a set objective in two passes": Case("rebel"),
     "a critic": Case("ppo", critic=True),
+    "a shared critic": Case("ppo", critic=True, backbone="shared"),
+    "a critic that is ahead": Case("ppo", critic=True, warms=True),
+    "a moving reference": Case("grpo", reference=True, moves=True),
     "half": Case(dtype=torch.bfloat16),
     "a reward model": Case("reward_bradley_terry", scorer=True),
+    "a critic in half": Case("ppo", critic=True, dtype=torch.bfloat16),
+    "a reward model in half": Case("reward_bradley_terry", scorer=True, dtype=torch.bfloat16),
 }
 
 
@@ -85,7 +100,8 @@ def learner(folder: Path, case: Case, sharding: Sharding) -> Any:
     if case.critic:
         model = load_scorer(folder, 1, case.dtype, "cpu")
         torch.nn.init.normal_(model.score.weight, std=0.3)
-        critic = Value(model, Critic(learning_rate=1e-2), ASKED, 10, sharding)
+        settings = Critic(learning_rate=1e-2, backbone=case.backbone)
+        critic = Value(model if case.backbone == "own" else model.score, settings, ASKED, 10, sharding)
     return PolicyLearner(policy, tokenizer, ASKED, computation, 10, Companions(references, critic))
 
 
@@ -109,7 +125,11 @@ def trained(one: Any, case: Case, steps: int = STEPS) -> dict[str, float]:
     figures: dict[str, float] = {}
     for step in range(steps):
         report = accumulated(one, data(case), algorithm)
-        figures |= {f"{step}/{k}": v for k, v in (report + one.step()).values().items()}
+        report += one.step(policy=step > 0 or not case.warms)
+        figures |= {f"{step}/{k}": v for k, v in report.values().items()}
+        if case.moves:
+            # By an average at first, then further than the optimiser has taken it.
+            one.refresh_reference(0.5 if step == 0 else 0.0, 0.0 if step == 0 else 0.3)
     return figures
 
 
@@ -149,7 +169,25 @@ def compare(folder: Path, case: Case, sharding: Sharding, world: World) -> dict[
             out[policy] = max(float((a - b).abs().max()) for a, b in zip(*pair, strict=True))
         head = several.logits(rollouts[0])
         out["logits"] = float((head - alone.logits(rollouts[0])).abs().max())
+        if case.critic:
+            pair = [one.values(rollouts) for one in (several, alone)]
+            out["values"] = max(float((a - b).abs().max()) for a, b in zip(*pair, strict=True))
+        else:
+            out |= undone(several, case)
     return out | resumed(folder, case, several, world)
+
+
+def undone(one: PolicyLearner, case: Case) -> dict[str, float]:
+    """What a step moves, and what is left of it when it is taken back, or its gradient dropped."""
+    before, kept, algorithm = weights(one), one.snapshot(), ALGORITHMS[case.algorithm]
+    accumulated(one, data(case), algorithm)
+    one.step()
+    out = {"stepped": apart(weights(one), before)}
+    one.roll_back(kept)
+    out["taken back"] = apart(weights(one), before)
+    accumulated(one, data(case), algorithm)
+    one.discard()
+    return out | {"dropped": apart(weights(one), before)}
 
 
 def resumed(folder: Path, case: Case, several: Any, world: World) -> dict[str, Any]:
@@ -158,7 +196,7 @@ def resumed(folder: Path, case: Case, several: Any, world: World) -> dict[str, A
     several.save(place)
     again, alone = learner(folder, case, several.sharding), learner(folder, case, WHOLE)
     other: Sharding = Rows(world, case.dtype, "cpu")
-    if isinstance(several.sharding, Rows) and not (case.critic or case.scorer):
+    if isinstance(several.sharding, Rows) and not case.rounded:
         other = Zero(world, case.dtype, "cpu", 3)
     elif several.sharding.lockstep:
         other = Whole(world)
@@ -187,8 +225,8 @@ def main(asked: list[str]) -> None:
         found = {}
         for strategy, sharding in make.items():
             for name, case in CASES.items():
-                refused = (case.critic or case.scorer) and "zero" in strategy
-                refused |= strategy == "zero1" and case.dtype == torch.bfloat16
+                refused = strategy == "zero1" and case.dtype == torch.bfloat16
+                refused |= "zero" in strategy and case.rounded
                 if f"{strategy}: {name}" not in asked if asked else refused:
                     continue
                 folder = world.shared(lambda: tiny_folder(Path(tempfile.mkdtemp()), tied=case.tied))  # noqa: B023

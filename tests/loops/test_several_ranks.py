@@ -48,6 +48,24 @@ def test_a_run_on_two_ranks_is_the_run_on_one(alone: Path, tmp_path: Path, strat
     assert RunFolder(tmp_path / "run").checkpoints() == [2, 4]
 
 
+@pytest.mark.prove
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_critic_ahead_of_the_policy_and_a_moving_reference_are_the_same_under_zero(
+    tmp_path: Path, strategy: str
+) -> None:
+    changes = {
+        "algorithm": {"name": "ppo", "kl": "in_loss", "kl_coefficient": 0.1},
+        "critic": {"learning_rate": 1e-2, "warmup_steps": 1},
+        "reference": {"refresh": "average", "decay": 0.5},
+    }
+    run_forked("train", recipe(tmp_path / "one", "single", **changes), "--quiet")
+    run("train", recipe(tmp_path / "several", strategy, **changes), "--quiet")
+    one, several = metrics(tmp_path / "one/run"), metrics(tmp_path / "several/run")
+    assert [line.keys() for line in one] == [line.keys() for line in several]
+    for a, b in zip(one, several, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
+
+
 def test_another_number_of_ranks_goes_on_where_one_process_stopped(alone: Path, tmp_path: Path) -> None:
     run_forked("train", recipe(tmp_path, "single", run={"steps": 2, "save_every": 2}), "--quiet")
     assert "continuing" in run("train", recipe(tmp_path, "fsdp2"), "--quiet").stdout
