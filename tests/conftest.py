@@ -32,6 +32,7 @@ LONGEST = (
     "loops/test_resume.py",
     "hybrid/test_grid.py",
     "hybrid/test_transfer_vllm.py",
+    "hybrid/test_grid.py",
     "rollout/test_server_vllm.py",
     "learner/test_ranks.py",
     "rollout/test_sync.py",

@@ -38,14 +38,19 @@ QUICK = {
     ("servers", 1, "zero3", "untied"),
 }
 """Every strategy, placement and span. A tied model's engine is in `test_transfer_vllm` and `test_sync`."""
-CELLS = [
-    pytest.param(cell, marks=[] if cell in QUICK else pytest.mark.prove, id=" ".join(map(str, cell))) for cell in GRID
-]
 Start = tuple[str, int, str, bool]
 """Placement, tensor parallel, engine, and whether it is for the quick cells or for the others."""
 ENGINE_OF = {model: engine for engine, models in ENGINES.items() for model in models}
 STARTS = sorted({(p, n, ENGINE_OF[m], (p, n, s, m) in QUICK) for p, n, s, m in GRID})
-EVERY = [pytest.param(s, marks=[] if s[3] else pytest.mark.prove, id=" ".join(map(str, s))) for s in STARTS]
+
+
+def marks(start: Start) -> list[pytest.MarkDecorator]:
+    """What is of one start runs in one process, which starts it once."""
+    return [pytest.mark.xdist_group(f"grid {start}"), *([] if start[3] else [pytest.mark.prove])]
+
+
+CELLS = [pytest.param(c, marks=marks((*c[:2], ENGINE_OF[c[3]], c in QUICK)), id=" ".join(map(str, c))) for c in GRID]
+EVERY = [pytest.param(s, marks=marks(s), id=" ".join(map(str, s))) for s in STARTS]
 DEATHS: dict[Start, str] = {("servers", 1, "untied", False): "untied", ("servers", 2, "moe", False): "moe"}
 """Whose server is killed."""
 PARTS = 2 * 2 * 7
@@ -108,8 +113,7 @@ def test_the_engine_is_silent_at_first_and_notices_every_single_parameter(start:
             assert found["largest gap"] < BOUND, name
 
 
-@pytest.mark.prove
-@pytest.mark.parametrize("start", DEATHS, ids=str)
+@pytest.mark.parametrize("start", [pytest.param(s, marks=marks(s), id=" ".join(map(str, s))) for s in DEATHS])
 def test_a_server_that_is_killed_comes_back_with_the_weights_it_had_and_takes_others(start: Start) -> None:
     for rank in started(start):
         found = rank[f"killed: {DEATHS[start]}"]
