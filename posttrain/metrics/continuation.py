@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-HARMLESS = frozenset({"run.sinks", "run.keep_checkpoints", "run.folder"})
+HARMLESS = frozenset({"run.sinks", "run.keep_checkpoints", "run.folder", "grading.early"})
 """Keys that change no number of a run. The folder is here because a run that was moved is still the same run."""
 LAYOUT = frozenset(
     {"hardware.patience", "hardware.learner.strategy", "hardware.learner.processes", "hardware.learner.offload"}
