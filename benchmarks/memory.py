@@ -1,10 +1,11 @@
 """What a learning step takes of memory, against what `posttrain plan` says, in fp32 on a CPU.
 
 python benchmarks/memory.py            every case below, each in a process of its own
-python benchmarks/memory.py CASE       one, as JSON
+python benchmarks/memory.py CASE CASE  some of them
 
 Measured is the largest resident memory of a step beyond that before there was a model. glibc gives every freed block of
-64 kB or more back at once here, so what is resident is what is allocated.
+64 kB or more back at once here, so what is resident is what is allocated. Of logits: what those of all learnt tokens of
+a micro-batch would take in fp32, once, and without their gradient.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Case:
 
 BASE = Case()
 WIDE = replace(BASE, vocabulary=49152)
+LONG = replace(BASE, vocabulary=151936, layout="tree", budget=8192, response=992, lora=True)
 CASES = {
     "full": BASE,
     "full, tree": replace(BASE, layout="tree"),
@@ -64,6 +66,8 @@ CASES = {
     "49k, checkpointing, tree": replace(WIDE, checkpointing=True, layout="tree"),
     "49k, lora": replace(WIDE, lora=True),
     "49k, lora, chunk 64": replace(WIDE, lora=True, chunk=64),
+    "152k, 8k tokens": replace(LONG, lora=False),
+    "152k, 8k tokens, lora": LONG,
 }
 
 
@@ -201,19 +205,18 @@ def alone(name: str) -> dict[str, float]:
 
 
 def main(names: list[str]) -> None:
-    if len(names) == 1:
-        name = names[0]
-        print(json.dumps(measured(CASES[name] if name in CASES else Case(**json.loads(name)))))
+    if len(names) == 1 and names[0] not in CASES:
+        print(json.dumps(measured(Case(**json.loads(names[0])))))
         return
-    print(f"{'case':<32}{'measured':>12}{'planned':>12}{'ratio':>8}  planned terms (MB)")
-    for name, case in CASES.items():
+    print(f"{'case':<32}{'measured':>12}{'planned':>12}{'ratio':>8}{'of logits':>11}  planned terms (MB)")
+    for name in names or CASES:
+        case = CASES[name]
         found, terms = alone(json.dumps(asdict(case))), planned(case)
         total = sum(terms.values())
         words = ", ".join(f"{key} {size / 1e6:.0f}" for key, size in terms.items() if size)
-        print(
-            f"{name:<32}{found['bytes'] / 1e6:>9.1f} MB{total / 1e6:>9.1f} MB{total / found['bytes']:>8.3f}  {words}",
-            flush=True,
-        )
+        logits = case.groups * 4 * case.response / found["micro_batches"] * case.vocabulary * 4
+        figures = f"{found['bytes'] / 1e6:>9.1f} MB{total / 1e6:>9.1f} MB{total / found['bytes']:>8.3f}"
+        print(f"{name:<32}{figures}{found['bytes'] / logits:>11.2f}  {words}", flush=True)
 
 
 if __name__ == "__main__":

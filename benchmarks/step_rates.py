@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def _seconds(product: Callable[[], object], times: int = 5) -> float:
-    """The best of a few."""
+def _seconds(product: Callable[[], object], times: int = 20) -> float:
+    """The best of so many: the first ones load code and wake threads."""
     import torch
 
     best = math.inf
