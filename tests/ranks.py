@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from pathlib import Path
 
 from tests.forked import ROOT, Forked
 
 
 def on_ranks(module: str, *arguments: str, count: int = 2, seconds: float = 900.0) -> str:
     """What the first rank prints. AssertionError with what every rank said where one fails."""
-    forget_engines()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -27,15 +25,6 @@ def on_ranks(module: str, *arguments: str, count: int = 2, seconds: float = 900.
     finally:
         for rank in ranks:
             rank.kill()
-        forget_engines()
     said = [rank.said() for rank in ranks]
     assert not any(codes), "\n".join(f"{code}: {err[-3000:]}" for code, (_, err) in zip(codes, said, strict=True))
     return said[0][0]
-
-
-def forget_engines() -> None:
-    """vLLM (0.32) calls what a launcher's ranks share by the same name for every engine, and a process that is killed,
-    or forked and done, leaves it there: the next engine would not start.
-    """
-    for file in Path("/dev/shm").glob("*-cpushm_*"):
-        file.unlink(missing_ok=True)

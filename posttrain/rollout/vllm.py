@@ -261,6 +261,9 @@ def _start(folder: Path, options: EngineOptions, adapters: dict[str, Any]) -> An
         tensor_parallel_size=sampler.tensor_parallel,
         # Engines that span ranks are those ranks: the launcher has started the workers already.
         distributed_executor_backend="uni" if sampler.tensor_parallel == 1 else "external_launcher",
+        worker_cls="posttrain.rollout.cpu_worker.Worker"
+        if options.device == "cpu" and sampler.tensor_parallel > 1
+        else "auto",
         enforce_eager=not sampler.compile,
         generation_config="vllm",
         logprobs_mode="processed_logprobs",

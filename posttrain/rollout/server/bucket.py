@@ -120,10 +120,10 @@ def read(path: str, tensors: Sequence[Sequence[Any]], folder: Path = MEMORY) -> 
         yield name, flat.view(entry.shape)
 
 
-def sweep(folder: Path = MEMORY) -> None:
-    """Remove buckets whose writers are gone."""
-    for file in folder.glob(f"{PREFIX}*"):
-        owner = file.name.removeprefix(PREFIX).split("-")[0]
+def sweep(folder: Path = MEMORY, prefix: str = PREFIX) -> None:
+    """Remove buckets, or what else is named by a prefix and a process, whose writers are gone."""
+    for file in folder.glob(f"{prefix}*"):
+        owner = file.name.removeprefix(prefix).split("-")[0]
         if owner.isdigit() and not Path("/proc", owner).exists():
             file.unlink(missing_ok=True)
 
