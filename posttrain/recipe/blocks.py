@@ -193,7 +193,7 @@ class Learner(Block):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     compile: bool | Literal["auto"] = False
-    """Compile norms and MLPs: a fifth less of a pass on a CPU in bf16, half a minute more at the first start. auto:
+    """Compile norms and MLPs: a fifth less of a layer on a CPU in bf16, 13 s more at the first start, 5 later. auto:
     where one process trains and the machine has a compiler.
     """
 
