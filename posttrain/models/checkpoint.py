@@ -202,6 +202,11 @@ def export_policy(
         return
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights}
+    if plain.config.get_text_config().tie_word_embeddings:
+        # Brought together from ranks, they share no memory any more, and both would be written.
+        for alias, source in dict(getattr(plain, "_tied_weights_keys", None) or {}).items():
+            if alias in tensors and source in tensors:
+                tensors[alias] = tensors[source]
     _written(plain, folder, tensors)
     tokenizer.save_pretrained(folder)
 
