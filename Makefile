@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: install demo test prove lint docs lock clean
+.PHONY: install demo test prove grid lint docs lock clean
 
 install: .venv/installed
 
@@ -29,13 +29,17 @@ demo: install
 
 # What holds a clock to account comes last, alone.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not prove and not clock"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not prove and not grid and not clock"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "clock and not prove"
 
 # Heavier proofs: the real 135M model, killed and resumed through vLLM, and accuracy reached.
 prove: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m prove --ignore tests/prove
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/pytest -m prove tests/prove
+
+# Every strategy times every way to generate, times five kinds of model: the cells that `make test` leaves out.
+grid: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m grid tests/hybrid
 
 lint: install
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ STARTS = sorted({(p, n, ENGINE_OF[m], (p, n, s, m) in QUICK) for p, n, s, m in G
 
 def marks(start: Start) -> list[pytest.MarkDecorator]:
     """What is of one start runs in one process, which starts it once."""
-    return [pytest.mark.xdist_group(f"grid {start}"), *([] if start[3] else [pytest.mark.prove])]
+    return [pytest.mark.xdist_group(f"grid {start}"), *([] if start[3] else [pytest.mark.grid])]
 
 
 CELLS = [pytest.param(c, marks=marks((*c[:2], ENGINE_OF[c[3]], c in QUICK)), id=" ".join(map(str, c))) for c in GRID]
