@@ -77,7 +77,8 @@ def tiny_learner(
         # A head of zeros would hide what does not reach the backbone.
         torch.nn.init.normal_((model.score if own else model).weight, std=0.3)
         values = Value(model, critic, asked, 10)
-    beside = Companions(references, values)
+    reading = [policy, *(m for m in (references.models if references else ()) if m is not None)]
+    reading += [values.model] if values is not None and values.own else []
     return PolicyLearner(
         policy,
         load_tokenizer(folder),
@@ -87,10 +88,10 @@ def tiny_learner(
             budget,
             logit_chunk=7,
             temperature=temperature,
-            flat=flat and all(take_trees(model) for model in [policy, *beside.models()]),
+            flat=flat and all(take_trees(model) for model in reading),
         ),
         total_updates=10,
-        companions=beside,
+        companions=Companions(references, values),
     )
 
 

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.build.check import Checked
 from posttrain.errors import ModelError
-from posttrain.learner.critic import Critic
 from posttrain.learner.references import References
 from posttrain.learner.sharding import Rows, Sharding, Whole
 from posttrain.models.checkpoint import load_policy, load_scorer
@@ -51,8 +50,8 @@ def shares(reference: Reference) -> tuple[float, ...]:
     return tuple(p.share / total for p in reference.policies)
 
 
-def references(recipe: Recipe, checkpoint: Checkpoint, sharding: Sharding) -> References:
-    """Every reference policy, frozen. An adapter's own base needs no second copy. Raises ModelError."""
+def references(recipe: Recipe, checkpoint: Checkpoint, device: str) -> References:
+    """Every reference policy on `device`, frozen. An adapter's own base needs no second copy. Raises ModelError."""
     plain = recipe.model.model_copy(update={"lora": None})
     models: list[nn.Module | None] = []
     for i, policy in enumerate(recipe.reference.policies):
@@ -61,7 +60,7 @@ def references(recipe: Recipe, checkpoint: Checkpoint, sharding: Sharding) -> Re
             continue
         key = f"reference.policies[{i}].path"
         folder = checkpoint.folder if policy.path is None else checkpoint_folder(policy.path, policy.revision, key)
-        model = load_policy(folder, plain, checkpoint.dtype, checkpoint.device)
+        model = load_policy(folder, plain, checkpoint.dtype, device)
         size, own = model.get_input_embeddings().num_embeddings, len(checkpoint.tokenizer)
         if size < own:
             raise ModelError(f"{key}: {policy.path!r} knows {size} tokens, but the policy's tokenizer has {own}")
@@ -69,20 +68,21 @@ def references(recipe: Recipe, checkpoint: Checkpoint, sharding: Sharding) -> Re
     return References(models)
 
 
-def critic(checked: Checked, checkpoint: Checkpoint, policy: Any, updates: int, sharding: Sharding) -> Critic:
-    """The value function of the recipe's `critic` block with the outputs that the row's cell reads."""
+def critic_model(checked: Checked, checkpoint: Checkpoint, policy: Any, device: str) -> Any:
+    """What the recipe's `critic` block reads values from: a model on `device` with the outputs that the row's cell
+    reads, or a head of zeros for the policy's own states. Raises ModelError.
+    """
     recipe, settings = checked.recipe, checked.recipe.critic
     outputs = int(checked.algorithm.critic.settings.get("value_bins", 1))
-    frozen = checked.algorithm.frozen_values
     if settings.backbone == "shared":
         width = policy.get_output_embeddings().weight.shape[1]
         head = nn.Linear(width, outputs, bias=False, device=checkpoint.device)
         nn.init.zeros_(head.weight)
-        return Critic(head, settings, recipe.optimizer, updates, sharding)
+        return head
     folder = checkpoint.folder
     if settings.path is not None:
         folder = checkpoint_folder(settings.path, settings.revision, "critic.path")
-    model = load_scorer(folder, outputs, checkpoint.dtype, checkpoint.device, recipe.model.trust_remote_code)
-    if frozen:
+    model = load_scorer(folder, outputs, checkpoint.dtype, device, recipe.model.trust_remote_code)
+    if checked.algorithm.frozen_values:
         model.requires_grad_(False)
-    return Critic(model, settings, recipe.optimizer, updates, sharding)
+    return model

@@ -17,9 +17,11 @@ from posttrain.errors import ModelError
 from posttrain.learner.backbone import prove_layout, states_agree, take_trees
 from posttrain.learner.compiling import compile_parts
 from posttrain.learner.computation import Computation
+from posttrain.learner.critic import Critic
 from posttrain.learner.layout import Layout
 from posttrain.learner.policy import Companions, PolicyLearner
 from posttrain.learner.scorer import ScorerLearner
+from posttrain.learner.sharding import Sharding
 from posttrain.models.checkpoint import load_policy, load_scorer, with_adapters
 from posttrain.recipe import Learner
 
@@ -28,31 +30,36 @@ def make_learner(checked: Checked, checkpoint: Checkpoint) -> PolicyLearner:
     """The learner of `hardware.learner`, its layout proven on this model."""
     recipe, settings = checked.recipe, checked.recipe.hardware.learner
     torch.manual_seed(recipe.run.seed)
-    model = load_policy(
-        checkpoint.folder, recipe.model, checkpoint.dtype, checkpoint.device, settings.gradient_checkpointing
-    )
+    sharding = companions.make_sharding(recipe, checkpoint)
+    home = sharding.home(checkpoint.device)
+    model = load_policy(checkpoint.folder, recipe.model, checkpoint.dtype, home, settings.gradient_checkpointing)
     layout: Layout = "tree" if settings.layout == "auto" else settings.layout
-    if settings.layout == "auto":
-        with contextlib.suppress(ModelError):
-            prove_layout(model, layout)
-            return _learner(checked, checkpoint, model, layout)
+    try:
+        prove_layout(model, layout)
+    except ModelError:
+        if settings.layout != "auto":
+            raise
         layout = "rows"
-    prove_layout(model, layout)
-    return _learner(checked, checkpoint, model, layout)
+        prove_layout(model, layout)
+    temperature = recipe.rollout.temperature if checked.algorithm.needs.sampler else 1.0
+    return _learner(checked, checkpoint, model, computation(checked, checkpoint, layout, temperature, sharding))
 
 
-def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, layout: Layout) -> PolicyLearner:
+def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, settings: Computation) -> PolicyLearner:
     recipe, updates, needs = checked.recipe, total_updates(checked), checked.algorithm.needs
-    settings = computation(checked, checkpoint, layout, recipe.rollout.temperature if needs.sampler else 1.0)
-    sharding = settings.sharding
-    beside = Companions(
-        references=companions.references(recipe, checkpoint, sharding) if needs.reference else None,
-        critic=companions.critic(checked, checkpoint, model, updates, sharding) if needs.critic else None,
+    home = settings.sharding.home(checkpoint.device)
+    references = companions.references(recipe, checkpoint, home) if needs.reference else None
+    values = companions.critic_model(checked, checkpoint, model, home) if needs.critic else None
+    reading = [model, *(m for m in (references.models if references else ()) if m is not None)]
+    if values is not None and recipe.critic.backbone == "own":
+        reading.append(values)
+    # Tried before any of them is laid out over the ranks: after that, a model is read through its reader alone.
+    settings = replace(settings, flat=_flat(reading, recipe.hardware.learner.attention))
+    _compile(reading, recipe.hardware.learner)
+    critic = Critic(values, recipe.critic, recipe.optimizer, updates, settings.sharding) if values is not None else None
+    return PolicyLearner(
+        model, checkpoint.tokenizer, recipe.optimizer, settings, updates, Companions(references, critic)
     )
-    models = [model, *beside.models()]
-    settings = replace(settings, flat=_flat(models, recipe.hardware.learner.attention))
-    _compile(models, recipe.hardware.learner)
-    return PolicyLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, updates, beside)
 
 
 def _flat(models: Sequence[Any], wanted: str) -> bool:
@@ -83,7 +90,9 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
     torch.manual_seed(recipe.run.seed)
     outputs = int(cell.settings.get("value_bins", cell.settings.get("heads", 1)))
     trusted = recipe.model.trust_remote_code
-    model = load_scorer(checkpoint.folder, outputs, checkpoint.dtype, checkpoint.device, trusted, "model.path")
+    sharding = companions.make_sharding(recipe, checkpoint)
+    home = sharding.home(checkpoint.device)
+    model = load_scorer(checkpoint.folder, outputs, checkpoint.dtype, home, trusted, "model.path")
     if "value_bins" in cell.settings:
         # Who reads the checkpoint must know that its outputs are bins, and of what.
         model.config.value_low, model.config.value_high = cell["value_low"], cell["value_high"]
@@ -102,14 +111,15 @@ def make_scorer(checked: Checked, checkpoint: Checkpoint) -> ScorerLearner:
         if recipe.hardware.learner.layout != "auto":
             raise ModelError(f"hardware.learner.layout: {layout} gives this model other states than rows; use rows")
         layout = "rows"
-    settings = replace(
-        computation(checked, checkpoint, layout, 1.0), flat=_flat([plain], recipe.hardware.learner.attention)
-    )
+    flat = _flat([plain], recipe.hardware.learner.attention)
+    settings = replace(computation(checked, checkpoint, layout, 1.0, sharding), flat=flat)
     _compile([model], recipe.hardware.learner)
     return ScorerLearner(model, checkpoint.tokenizer, recipe.optimizer, settings, total_updates(checked))
 
 
-def computation(checked: Checked, checkpoint: Checkpoint, layout: Layout, temperature: float) -> Computation:
+def computation(
+    checked: Checked, checkpoint: Checkpoint, layout: Layout, temperature: float, sharding: Sharding
+) -> Computation:
     """The recipe's settings of the learner."""
     settings = checked.recipe.hardware.learner
     return Computation(
@@ -118,7 +128,7 @@ def computation(checked: Checked, checkpoint: Checkpoint, layout: Layout, temper
         logit_chunk=settings.logit_chunk,
         skips=settings.skip_silent,
         temperature=temperature,
-        sharding=companions.make_sharding(checked.recipe, checkpoint),
+        sharding=sharding,
         dtype=checkpoint.dtype,
     )
 

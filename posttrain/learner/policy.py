@@ -43,11 +43,6 @@ class Companions:
     references: References | None = None
     critic: Critic | None = None
 
-    def models(self) -> list[Any]:
-        """Those that read whole texts by themselves."""
-        found = [m for m in self.references.models if m is not None] if self.references is not None else []
-        return [*found, self.critic.model] if self.critic is not None and self.critic.own else list(found)
-
 
 class PolicyLearner:
     """Implements `Learner`. `model` computes in the dtype it comes in, or under a sharding in `computation.dtype`."""

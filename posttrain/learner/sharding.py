@@ -52,6 +52,9 @@ class Sharding(Protocol):
     def lockstep(self) -> bool:
         """Whether all ranks must make the same number of passes, as each pass is a collective."""
 
+    def home(self, device: str) -> str:
+        """Where a model is to lie that `place` is given, if `device` is where it computes."""
+
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         """Lay the parameters out, those `apart` in their own precision, and say what the model is asked through from
         then on. Called once, before an optimiser knows them. `settings` are those of a model that is trained. Raises
@@ -86,6 +89,9 @@ class Whole:
 
     world: World
     lockstep: bool = False
+
+    def home(self, device: str) -> str:
+        return device
 
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         """Nothing moves."""
@@ -132,21 +138,29 @@ class Rows:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         self.world = world
-        self._mesh = init_device_mesh(device, (world.size,))
+        self._mesh, self._device = init_device_mesh(device, (world.size,)), device
         low = dtype in (torch.bfloat16, torch.float16)
         self._low = low
         self._policy = MixedPrecisionPolicy(dtype, torch.float32) if low else MixedPrecisionPolicy()
 
+    def home(self, device: str) -> str:
+        """The host, whatever computes: no device and no rank needs room for the whole model. A checkpoint in the dtype
+        that is asked for is a view of its file there; a rank copies its own rows, one layer at a time.
+        """
+        return "cpu"
+
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         from torch.distributed.fsdp import fully_shard
 
-        if self._low and any(p.requires_grad for p in reader.model.parameters()):
-            # From the rounded weights, as every other strategy's masters are.
-            reader.model.float()
-        for layer in _layers(reader.model):
-            fully_shard(layer, mesh=self._mesh, mp_policy=self._policy)
-        # Everything else, embeddings and head among them, is brought together around the whole pass.
-        fully_shard(reader, mesh=self._mesh, mp_policy=self._policy, ignored_params=set(apart))
+        widens = self._low and any(p.requires_grad for p in reader.model.parameters())
+        for part in (*_layers(reader.model), reader):
+            if widens:
+                # From the rounded weights, as every other strategy's masters are.
+                _widen(part)
+            # The last, everything else, embeddings and head among it, is brought together around the whole pass.
+            fully_shard(part, mesh=self._mesh, mp_policy=self._policy, ignored_params=set(apart))
+        for parameter in apart:
+            parameter.data = parameter.data.to(self._device)
         return reader
 
     def stepper(self, reader: Asking, settings: Optimizer, total_updates: int, what: str = "policy") -> Steps:
@@ -186,6 +200,16 @@ def _layers(model: Any) -> Sequence[nn.Module]:
             "under a known name; use ddp"
         )
     return list(layers)
+
+
+def _widen(module: nn.Module) -> None:
+    """What of a module is not cut yet, in fp32."""
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor) and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
 
 
 def widened(parameter: Tensor) -> Tensor:

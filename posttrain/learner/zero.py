@@ -50,6 +50,9 @@ class Zero:
         self.mesh = init_device_mesh(device, (world.size,))
         self._dtype, self._offload = dtype, offload
 
+    def home(self, device: str) -> str:
+        return device
+
     def place(self, reader: Reader, apart: Sequence[nn.Parameter] = (), settings: Optimizer | None = None) -> Asking:
         import deepspeed
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from posttrain.algorithms.table import ALGORITHMS
 from posttrain.learner.checkpoint import digests
@@ -153,9 +154,18 @@ def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
     return out
 
 
+def stored(model: Any) -> float:
+    """Bytes that this rank keeps of a model's parameters, in parts of those of all ranks."""
+    whole = {id(p): p.numel() * p.element_size() for p in model.parameters()}
+    own = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in own)}.values()) / sum(whole.values())
+
+
 def compare(folder: Path, case: Case, sharding: Sharding, world: World) -> dict[str, Any]:
     alone, several = learner(folder, case, WHOLE), learner(folder, case, sharding)
     out: dict[str, Any] = {"start": apart(weights(several), weights(alone))}
+    if isinstance(sharding, Rows):
+        out["stored"] = stored(several.model)
     expected, found = trained(alone, case), trained(several, case)
     out["figures"] = apart(found, expected)
     out["weights"] = apart(weights(several), weights(alone))

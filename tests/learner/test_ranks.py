@@ -74,6 +74,8 @@ def test_two_ranks_learn_what_one_process_learns(strategy: str, case: str) -> No
     # Norms and losses that are near zero have fewer digits in common.
     assert figures["figures"] <= (1e-2 if case.endswith("half") else 1e-4)
     assert figures["same on all ranks"] is True
+    # Half of it, and no rank still holds what it was cut from; a scorer's head is whole.
+    assert figures.get("stored", 0.5) == pytest.approx(0.5, abs=0.01)
     assert figures.get("stepped", 1.0) > 1e-3
     assert figures.get("taken back", 0.0) == figures.get("dropped", 0.0) == 0.0
     for name in ("policy", "reference", "logits", "values"):

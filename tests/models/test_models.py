@@ -105,3 +105,17 @@ def test_a_gguf_file_is_dequantised_once_into_an_ordinary_folder() -> None:
     with torch.no_grad():
         said = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert "Paris" in tokenizer.decode(said)
+
+
+def test_a_model_in_the_dtype_of_its_file_is_a_view_of_it(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+
+    def viewed(dtype: torch.dtype) -> set[bool]:
+        model = load_policy(folder, Model(path=str(folder)), dtype, "cpu")
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        ranges = [line.split()[0].split("-") for line in lines if line.endswith(str(folder / "model.safetensors"))]
+        spans = [(int(low, 16), int(high, 16)) for low, high in ranges]
+        return {any(low <= p.data_ptr() < high for low, high in spans) for p in model.parameters()}
+
+    assert viewed(torch.float32) == {True}
+    assert viewed(torch.bfloat16) == {False}
