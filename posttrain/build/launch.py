@@ -49,8 +49,7 @@ def run_ranks(arguments: Sequence[str], count: int) -> int:
     Returns the exit code of ranks that ended alike. Raises PosttrainError naming the rank that failed first, what it
     was doing, and what it said.
     """
-    with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as folder, _told() as told:
-        port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as folder, _told() as told, kept_port() as port:
         started = [_start(arguments, number, count, Path(folder), port) for number in range(count)]
         try:
             first = _first_failure(started, told)
@@ -91,11 +90,18 @@ def _start(arguments: Sequence[str], number: int, count: int, folder: Path, port
     return Rank(number, process, log, phase)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A free port that only a process which asks for it by number can have, until the block ends.
+
+    The ranks listen seconds after the number was chosen. A socket that is bound and does not listen keeps the system
+    from giving the number to anybody's outgoing connection, and lets another one that also reuses addresses listen.
+    """
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("", 0))
+        port: int = keeper.getsockname()[1]
+        yield port
 
 
 def _first_failure(ranks: Sequence[Rank], told: Sequence[int]) -> Rank | None:

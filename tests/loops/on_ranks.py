@@ -9,10 +9,9 @@ from posttrain.cli import app
 
 
 def main(recipes: list[str]) -> None:
-    port = int(os.environ["MASTER_PORT"])
-    for number, recipe in enumerate(recipes):
+    for port, recipe in zip(os.environ["PORTS"].split(), recipes, strict=True):
         # A rank that is ahead must not meet the store of the run before.
-        os.environ["MASTER_PORT"] = str(port + number)
+        os.environ["MASTER_PORT"] = port
         app(["train", recipe, "--quiet"], standalone_mode=False)
 
 
