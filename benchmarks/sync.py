@@ -55,18 +55,17 @@ def show(took: Mapping[str, list[float]], against: str) -> None:
 
 
 def one_process(path: str, rounds: int) -> None:
-    samplers = []
+    samplers: list[Any] = []
     for placement in ("colocated", "servers"):
         checked, _ = resolved(check(load(path, overrides=[f"hardware.sampler.placement={placement}"])), ALONE)
         checkpoint = wire.open_checkpoint(checked.recipe)
         samplers.append(wire.make_sampler(checked.recipe, checkpoint, LENGTH))
     model = load_policy(checkpoint.folder, checked.recipe.model, checkpoint.dtype, checkpoint.device)
     inside, apart = samplers
-    engine: Any = inside
 
     def raw(_: int) -> None:
         weights = ((name, tensor) for name, tensor in model.state_dict().items())
-        engine.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        inside.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
     ways: Ways = {
         "the engine's own reload": raw,
@@ -76,8 +75,7 @@ def one_process(path: str, rounds: int) -> None:
     try:
         show(timed(ways, rounds), "the engine's own reload")
     finally:
-        for sampler in samplers:
-            sampler.close()
+        apart.close()
 
 
 def divisible(path: str, folder: Path) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -14,11 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from posttrain.world import Alone, World, launched, local_rank
+from posttrain.world import LAUNCHER, Alone, World, launched, local_rank
 
 T = TypeVar("T")
 BUCKET = 64 * 2**20
 """Bytes that are added up in one message."""
+POLL = 0.5
+"""Seconds between two looks at the launcher."""
 
 
 class Ranks:
@@ -83,6 +87,13 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield part
 
 
+def _end_with(launcher: int) -> None:
+    """End this rank when what started it is gone, however that ended: nobody else would end a rank that waits."""
+    while os.getppid() == launcher:
+        time.sleep(POLL)
+    os._exit(1)
+
+
 @contextlib.contextmanager
 def connected(device: str, patience: float) -> Iterator[World]:
     """The world this process belongs to: that of its launcher, or itself alone.
@@ -92,6 +103,8 @@ def connected(device: str, patience: float) -> Iterator[World]:
     if not launched():
         yield Alone()
         return
+    if LAUNCHER in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[LAUNCHER]),), name="launcher", daemon=True).start()
     if device == "cuda":
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

@@ -19,6 +19,10 @@ PHASE_FILE = "POSTTRAIN_PHASE_FILE"
 """The environment variable that names a file in which a process notes what it is doing."""
 
 
+LAUNCHER = "POSTTRAIN_LAUNCHER"
+"""The environment variable with the process id of what started a rank here, which no rank outlives."""
+
+
 class World(Protocol):
     """Everyone who takes part. Each method but `mine` is called by all ranks, in the same order."""
 

@@ -106,8 +106,9 @@ def _servers(recipe: Recipe, checkpoint: Checkpoint, max_length: int, logs: Path
         start_timeout=settings.start_timeout,
         answer_timeout=settings.answer_timeout,
         restarts=settings.restarts,
-        # Of several ranks none can bring weights together again on its own, when a server is lost between two steps.
-        keep=checkpoint.world.size > 1,
+        # Where a server is lost between two steps, none of several ranks can bring weights together again on its own;
+        # one that is lost while a step is drawn ahead needs those that the learner is leaving.
+        keep=checkpoint.world.size > 1 or recipe.rollout.max_lag > 0,
         sleeps=checkpoint.device == "cuda" and not settings.addresses,
     )
     return ServerSampler(checkpoint.folder, checkpoint.tokenizer, engine, options)

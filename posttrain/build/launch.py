@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import PosttrainError
-from posttrain.world import PHASE_FILE
+from posttrain.world import LAUNCHER, PHASE_FILE
 
 GRACE = 20.0
 """Seconds that the others have to end after one has failed, and all after a signal beside what a step takes."""
-LINES = 25
-"""Of what a failed rank said last, how much is shown."""
+LINES = 200
+"""Of what a failed rank said last, how much is shown at most: a stack has the frames of the command line in it too."""
+LAST_WORDS = ("Timeout (", "Traceback (most recent call last)", "Fatal Python error")
+"""How a line begins from which on a rank says where it stood."""
+QUIET = 25
+"""How much is shown of a rank that said nothing of the kind."""
 
 
 @dataclass
@@ -42,15 +46,15 @@ class Rank:
         return f"rank {self.number} {ended} while {phase}"
 
 
-def run_ranks(arguments: Sequence[str], count: int) -> int:
-    """Run `posttrain ARGUMENTS` as `count` ranks to their end. The first one's output passes through; of the others it
-    is kept, and shown where one fails.
+def run_ranks(arguments: Sequence[str], count: int, module: str = "posttrain") -> int:
+    """Run `python -m MODULE ARGUMENTS` as `count` ranks to their end. The first one's output passes through; of the
+    others it is kept, and shown where one fails.
 
     Returns the exit code of ranks that ended alike. Raises PosttrainError naming the rank that failed first, what it
     was doing, and what it said.
     """
     with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as folder, _told() as told, kept_port() as port:
-        started = [_start(arguments, number, count, Path(folder), port) for number in range(count)]
+        started = [_start([module, *arguments], number, count, Path(folder), port) for number in range(count)]
         try:
             first = _first_failure(started, told)
         finally:
@@ -65,7 +69,7 @@ def run_ranks(arguments: Sequence[str], count: int) -> int:
         )
 
 
-def _start(arguments: Sequence[str], number: int, count: int, folder: Path, port: int) -> Rank:
+def _start(command: Sequence[str], number: int, count: int, folder: Path, port: int) -> Rank:
     log, phase = folder / f"rank-{number}.log", folder / f"rank-{number}.phase"
     environment = {
         **os.environ,
@@ -76,13 +80,14 @@ def _start(arguments: Sequence[str], number: int, count: int, folder: Path, port
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         PHASE_FILE: str(phase),
+        LAUNCHER: str(os.getpid()),
     }
     # The ranks share the cores.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     with log.open("wb") as stream:
         output = None if number == 0 else stream
         process = subprocess.Popen(
-            [sys.executable, "-m", "posttrain", *arguments],
+            [sys.executable, "-m", *command],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
@@ -143,15 +148,23 @@ def _end(ranks: Sequence[Rank]) -> None:
 
 
 def _silent(ranks: Sequence[Rank], first: Rank) -> list[Rank]:
-    """Whose words are shown: the one that failed, then those that printed where they stood; the first rank has spoken
-    already.
+    """Whose words are shown: the one that failed, then those that said where they stood, unless all they say is that
+    they lost one that was killed; the first rank has spoken already.
     """
-    others = [r for r in ranks if r is not first and "most recent call first" in _tail(r.log)]
+    marks = LAST_WORDS[:1] if (first.process.returncode or 0) < 0 else LAST_WORDS
+    others = [r for r in ranks if r is not first and _tail(r.log).startswith(marks)]
     return [r for r in (first, *others) if r.number and r.log.stat().st_size]
 
 
 def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES:])
+    """What a rank said from where its error begins; of a long one, beginning and end."""
+    lines = log.read_text(errors="replace").splitlines()
+    begin = max((i for i, line in enumerate(lines) if line.startswith(LAST_WORDS)), default=len(lines) - QUIET)
+    told = lines[max(begin, 0) :]
+    if len(told) > LINES:
+        half = LINES // 2
+        told = [*told[:half], f"... {len(told) - 2 * half} lines ...", *told[-half:]]
+    return "\n".join(told)
 
 
 @contextmanager

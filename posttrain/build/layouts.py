@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.algorithms.row import Algorithm
 from posttrain.models.location import Location, config_of
 from posttrain.recipe import Recipe
+from posttrain.world import launched
 
 
 def layout_mistakes(recipe: Recipe, location: Location | None) -> list[str]:
@@ -25,10 +26,11 @@ def layout_mistakes(recipe: Recipe, location: Location | None) -> list[str]:
         found.append(f"{key}: {span}, but rollout.engine: {recipe.rollout.engine} runs in one process; use 1, or vllm")
     if sampler.placement == "servers":
         return found + (heads_mistakes(config_of(location), span) if location is not None else [])
-    if learner.processes % span and learner.processes > 1:
+    # Under another launcher it says how many there are, and the run looks again.
+    if learner.processes % span and learner.strategy != "single" and not (learner.processes == 1 and launched()):
         found.append(
             f"{key}: {span} does not divide hardware.learner.processes: {learner.processes}, whose ranks the engines "
-            "span; make one a multiple of the other"
+            f"span; use processes: {span}, or a multiple"
         )
     if learner.strategy == "single":
         found.append(
@@ -95,16 +97,25 @@ def zero_mistakes(recipe: Recipe, algorithm: Algorithm) -> list[str]:
 
 
 def heads_mistakes(config: dict[str, Any], span: int) -> list[str]:
-    """Attention heads are dealt out whole: why `span` ranks cannot have them, and how many could."""
+    """Attention heads are dealt out whole, and an MLP's columns evenly: why `span` ranks cannot have them, and how many
+    could.
+    """
     text = config.get("text_config") or config
     heads, shared = text.get("num_attention_heads"), text.get("num_key_value_heads")
     if not isinstance(heads, int):
         return []
     shared = shared if isinstance(shared, int) else heads
-    able = [n for n in range(1, heads + 1) if heads % n == 0 and (shared % n == 0 or n % shared == 0)]
+    widths = [text.get(name) for name in ("intermediate_size", "moe_intermediate_size")]
+    columns = [width for width in widths if isinstance(width, int)]
+    able = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (shared % n == 0 or n % shared == 0) and not any(width % n for width in columns)
+    ]
     if span in able:
         return []
     return [
         f"hardware.sampler.tensor_parallel: {span}, but the model has {heads} attention heads and {shared} of keys and "
-        f"values, which go whole to a rank; use one of: {', '.join(map(str, able))}"
+        f"values, which go whole to a rank, and MLPs of {' and '.join(map(str, columns)) or 'unknown'} columns; use "
+        f"one of: {', '.join(map(str, able))}"
     ]

@@ -128,14 +128,15 @@ def _audited(recipe: Recipe, world: World) -> Iterator[Callable[[], None]]:
 
 def refuse_other_world(recipe: Recipe, world: World) -> None:
     """Raises RecipeError where the launcher's processes are not what the recipe is written for."""
-    learner, span = recipe.hardware.learner, recipe.hardware.sampler.tensor_parallel
+    learner, sampler = recipe.hardware.learner, recipe.hardware.sampler
+    span = sampler.tensor_parallel if sampler.placement == "colocated" else 1
     if world.size > 1 and learner.strategy == "single":
         raise RecipeError(
             [f"hardware.learner.strategy: single, but {world.size} processes were started; use ddp or fsdp2"]
         )
     if world.size == 1 and learner.offload != "none":
         raise RecipeError([f"hardware.learner.offload: {learner.offload}, but one process has no engine; use none"])
-    if world.size > 1 and world.size % span:
+    if world.size % span:
         raise RecipeError([f"hardware.sampler.tensor_parallel: {span} does not divide the {world.size} processes"])
 
 
@@ -202,6 +203,16 @@ def evaluate(checked: Checked, folder: RunFolder | None, out: Path | None = None
     return {"model": str(folder.path if folder else recipe.model.path), "step": step, **found}
 
 
+def _of_one_process(recipe: Recipe) -> Recipe:
+    """The recipe with an engine that one process holds: an evaluation has no ranks that an engine could span."""
+    sampler = recipe.hardware.sampler
+    if sampler.placement == "servers" or sampler.tensor_parallel == 1:
+        return recipe
+    notes.print(f"hardware.sampler.tensor_parallel: {sampler.tensor_parallel} is for a run's ranks; here it is 1")
+    alone = sampler.model_copy(update={"tensor_parallel": 1})
+    return recipe.model_copy(update={"hardware": recipe.hardware.model_copy(update={"sampler": alone})})
+
+
 def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int, path: Path) -> dict[str, Any]:
     """What the model in a checkpoint says to held-out prompts, graded, and written down in `path`. What was killed goes
     on where it was, and writes the same bytes.
@@ -217,7 +228,7 @@ def _responses(recipe: Recipe, checkpoint: Checkpoint, data: Read, step: int, pa
             if kept.responses:
                 notes.print(f"{kept.responses} responses were drawn before, and are read from {partial}", markup=False)
             # A checkpoint's policy is whole: its adapter has been merged.
-            whole = recipe.model_copy(update={"model": plain})
+            whole = _of_one_process(recipe).model_copy(update={"model": plain})
             sampler = make_sampler(whole, checkpoint, data.max_length)
             model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
             sampler.load(merged_weights(model), step)

@@ -35,7 +35,8 @@ class Opponents:
     @contextmanager
     def against(self, step: int) -> Iterator[Sampler]:
         """A sampler whose requests in an opponent's name are answered by one, the same throughout a step."""
-        if self.pool_size and not self._known(0):
+        # One rank looks for all: another could find what the first is about to write, and go on alone.
+        if self.pool_size and not self.world.shared(lambda: self._known(0)):
             self._remember(0)
         with self.engine.generating():
             yield _Versus(self, step)

@@ -115,7 +115,8 @@ class Progress:
         if (last or stop) and self.world.rank == 0:
             self.folder.write_after(step, self.between.values())
         if stop and not last:
-            raise StoppedError(f"told to stop: step {step} is saved; the same command goes on from there")
+            saved = f"step {step} is saved" if step else "no step was made yet"
+            raise StoppedError(f"told to stop: {saved}; the same command goes on from there")
 
     def _of_slowest(self, report: Report) -> Report:
         """Of several ranks, the seconds of the one that waited least for others in this step: they waited for it."""

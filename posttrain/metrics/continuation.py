@@ -8,7 +8,13 @@ from typing import Any
 HARMLESS = frozenset({"run.sinks", "run.keep_checkpoints", "run.folder", "grading.early"})
 """Keys that change no number of a run. The folder is here because a run that was moved is still the same run."""
 LAYOUT = frozenset(
-    {"hardware.patience", "hardware.learner.strategy", "hardware.learner.processes", "hardware.learner.offload"}
+    {
+        "hardware.patience",
+        "hardware.learner.strategy",
+        "hardware.learner.processes",
+        "hardware.learner.offload",
+        "hardware.sampler.tensor_parallel",
+    }
 )
 """Keys that change the order of a sum and nothing else: a run may go on with other ranks."""
 DECIDED = frozenset({"hardware.dtype"})

@@ -233,6 +233,16 @@ class Hardware(Block):
     learner: Learner = Learner()
     sampler: Sampler = Sampler()
 
+    @model_validator(mode="after")
+    def _waits_longer_than_it_asks(self) -> Hardware:
+        late = self.sampler.servers.answer_timeout
+        if self.learner.processes > 1 and self.sampler.placement == "servers" and late >= self.patience:
+            raise ValueError(
+                f"hardware.sampler.servers.answer_timeout: {late:g}, but the other ranks wait for an answer only "
+                f"hardware.patience: {self.patience:g} seconds; make the first one less"
+            )
+        return self
+
 
 class Recipe(Block):
     """A complete run, or an evaluation: that has neither an algorithm, nor data.train, nor run.steps."""

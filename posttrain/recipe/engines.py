@@ -22,8 +22,10 @@ class Servers(Block):
     """How often in a run those may be started again."""
     start_timeout: PositiveFloat = 600.0
     """Seconds until one started here must answer."""
-    answer_timeout: PositiveFloat = 3600.0
-    """Seconds one response may take before its server counts as lost."""
+    answer_timeout: PositiveFloat = 1200.0
+    """Seconds one response may take before its server counts as lost. With several ranks less than `hardware.patience`,
+    as the other ranks wait for it.
+    """
 
 
 class Sampler(Block):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from posttrain.metrics import Report
 from posttrain.rollout import Request, Sampler
 from posttrain.rollout.intake import refusal
 from posttrain.types import Rollout, Sampling
@@ -49,3 +50,9 @@ class FirstRankSampler:
         if self.own is not None:
             self.own.wake()
         self.world.wait()
+
+    def take_report(self) -> Report:
+        """Engines lost and started again since this was last asked, on the rank that speaks with them."""
+        take = getattr(self.own, "take_report", Report)
+        report: Report = take()
+        return report

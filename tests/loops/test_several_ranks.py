@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -164,6 +165,9 @@ def test_an_engine_on_each_rank_or_over_all_of_them_is_the_engine_alone(
     run("train", through_vllm(tmp_path, strategy, span), "--quiet")
     found = metrics(tmp_path / "run")
     same_figures(engine_alone, found, 2e-3)
+    # One process evaluates: an engine that spanned the ranks fits into it.
+    done = json.loads(run("evaluate", tmp_path / "run", "--json").stdout)
+    assert done["eval/accuracy"] == pytest.approx(found[-1]["eval/accuracy"], abs=2e-3)
 
 
 @pytest.mark.prove

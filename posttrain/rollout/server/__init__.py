@@ -31,7 +31,7 @@ class ServerOptions:
     """Seconds a server started here may take until it answers."""
     reach_timeout: float = 20.0
     """Seconds a server given by address may take for an answer when it is first met."""
-    answer_timeout: float = 3600.0
+    answer_timeout: float = 1200.0
     """Seconds one response may take before its server counts as lost."""
     bucket: int = 256 * 2**20
     """Bytes of one bucket of weights in shared memory. Two exist at a time; a larger tensor has one of its own."""

@@ -7,6 +7,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -238,13 +239,18 @@ class ServerSampler:
             self.asleep = False
 
     def _ask_all(self, path: str) -> None:
-        async def ask() -> None:
-            await asyncio.gather(*(r.ask("POST", path, {}, self.options.start_timeout) for r in self.replicas))
+        """One that is lost is not asked, and starts again awake."""
+        present = [r for r in self.replicas if r.lost is None]
 
-        try:
-            self.background.run(ask())
-        except GoneError as gone:
-            raise EngineLostError(f"servers: {gone}") from None
+        async def ask() -> list[Any]:
+            asked = (r.ask("POST", path, {}, self.options.start_timeout) for r in present)
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        for replica, answer in zip(present, self.background.run(ask()), strict=True):
+            if isinstance(answer, GoneError):
+                self._lose(replica, str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
 
     def take_report(self) -> Report:
         """Servers lost and started again since this was last asked."""

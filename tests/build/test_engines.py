@@ -1,0 +1,25 @@
+"""What servers are told by a recipe."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from posttrain.build.engines import make_sampler
+from posttrain.recipe import load
+from posttrain.world import ALONE
+from tests.runs import ROOT
+
+
+@pytest.mark.parametrize(("lag", "kept"), [(0, False), (1, True)])
+def test_weights_that_the_learner_leaves_are_kept_for_servers_that_draw_ahead(
+    monkeypatch: pytest.MonkeyPatch, lag: int, kept: bool
+) -> None:
+    monkeypatch.setattr("posttrain.rollout.server.sampler.ServerSampler", lambda *given: given)
+    over = ["hardware.dtype=float32", "hardware.sampler.placement=servers", f"rollout.max_lag={lag}"]
+    recipe = load(ROOT / "recipes" / "grpo-arithmetic.yaml", over)
+    checkpoint: Any = SimpleNamespace(folder=ROOT, tokenizer=None, device="cpu", world=ALONE)
+    made: Any = make_sampler(recipe, checkpoint, 64)
+    assert made[-1].keep == kept
