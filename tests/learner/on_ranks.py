@@ -35,7 +35,7 @@ from tests.tiny import samples, tiny_folder
 
 # Where a gradient is nothing but rounding, Adam with a small epsilon makes a whole step of it.
 ASKED = Optimizer(learning_rate=1e-2, epsilon=1e-4)
-STEPS = 3
+STEPS = 5
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,22 @@ def test_sigterm_saves_the_step_and_ends_every_rank(tmp_path: Path) -> None:
     (step,) = RunFolder(tmp_path / "run").checkpoints()
     assert f"step {step} is saved" in said
     assert metrics(tmp_path / "run")[-1]["step"] == step
+
+
+def test_torchrun_starts_the_same_run(alone: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "fsdp2")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
+    done = subprocess.run(
+        [*torchrun, "posttrain", "train", str(path), "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_figures(metrics(alone / "run"), metrics(tmp_path / "run"), 1e-3)
 
 
 def test_a_world_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_a_server_elsewhere_is_reached_through_its_proxy_and_its_buckets_are_sen
 
 
 WRONG = {
+    "version": ({"posttrain": "0.0.1"}, r"runs posttrain 0\.0\.1, this is "),
     "vocabulary": ({"vocabulary": 97}, "another model .*a vocabulary of 97 tokens, not 96"),
     "shapes": ({"weights": {"model.norm.weight": [65]}}, r"model.norm.weight of shape \(65,\), not \(64,\)"),
     "names": ({"weights": {"encoder.weight": [1]}}, r"1 tensors that this model has not \(encoder.weight"),

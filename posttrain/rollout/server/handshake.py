@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain import __version__
 from posttrain.errors import ModelError
 from posttrain.models.checkpoint import expected_weights
 from posttrain.rollout.server.bucket import Bucket
@@ -114,6 +115,27 @@ async def _described(replica: Replica, seconds: float) -> dict[str, Any]:
 
 
 def _compare(url: str, found: Mapping[str, Any], wanted: Wanted) -> None:
+    if (theirs := found.get("posttrain")) not in (None, __version__):
+        raise ModelError(
+            f"servers: {url} runs posttrain {theirs}, this is {__version__}: weights might be read there otherwise "
+            "than they are written here; install one version on both"
+        )
+    _same_model(url, found, wanted)
+    if (dtype := found.get("dtype")) and dtype != wanted.dtype:
+        raise ModelError(f"servers: {url} computes in {dtype}, hardware.dtype is {wanted.dtype}; make them the same")
+    if (length := found.get("max_length")) and length < wanted.max_length:
+        raise ModelError(
+            f"servers: {url} takes {length} tokens, prompts and responses here have up to {wanted.max_length}; start "
+            f"it with --max-model-len={wanted.max_length}, or lower max_tokens"
+        )
+    if (mode := found.get("logprobs")) and "processed_logprobs" not in mode.lower():
+        raise ModelError(
+            f"servers: {url} says log-probabilities before the temperature ({mode}); start it with "
+            "--logprobs-mode=processed_logprobs"
+        )
+
+
+def _same_model(url: str, found: Mapping[str, Any], wanted: Wanted) -> None:
     wrong = []
     if found.get("vocabulary") not in (None, wanted.vocabulary):
         wrong.append(f"a vocabulary of {found['vocabulary']} tokens, not {wanted.vocabulary}")
@@ -128,18 +150,6 @@ def _compare(url: str, found: Mapping[str, Any], wanted: Wanted) -> None:
         raise ModelError(
             f"servers: {url} serves another model ({found.get('model')}): {'; '.join(wrong)}; start it with the "
             "recipe's model"
-        )
-    if (dtype := found.get("dtype")) and dtype != wanted.dtype:
-        raise ModelError(f"servers: {url} computes in {dtype}, hardware.dtype is {wanted.dtype}; make them the same")
-    if (length := found.get("max_length")) and length < wanted.max_length:
-        raise ModelError(
-            f"servers: {url} takes {length} tokens, prompts and responses here have up to {wanted.max_length}; start "
-            f"it with --max-model-len={wanted.max_length}, or lower max_tokens"
-        )
-    if (mode := found.get("logprobs")) and "processed_logprobs" not in mode.lower():
-        raise ModelError(
-            f"servers: {url} says log-probabilities before the temperature ({mode}); start it with "
-            "--logprobs-mode=processed_logprobs"
         )
 
 

@@ -16,6 +16,7 @@ import vllm
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from posttrain import __version__
 from posttrain.errors import SyncError
 from posttrain.models.checkpoint import expected_weights
 from posttrain.rollout.intake import Intake
@@ -85,6 +86,7 @@ class Extension:
         model = config.model_config
         weights = expected_weights(Path(model.model), model.trust_remote_code)
         return {
+            "posttrain": __version__,
             "vllm": vllm.__version__,
             "model": str(model.model),
             "weights": {name: list(shape) for name, shape in weights.items()},
