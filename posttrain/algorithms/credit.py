@@ -94,7 +94,7 @@ def _in_group(algorithm: Algorithm, members: Sequence[Marked], terms: Terms, sta
         names = [name for name, weight in terms.weights.items() if weight]
         scores = torch.stack([m.parts(names) for m in members])
         # A grader that had nothing to say of a response counts as the others' mean, which is no contrast.
-        scores = torch.where(scores.isnan(), scores.nanmean(0), scores)
+        scores = torch.where(scores.isnan(), scores.nanmean(0).nan_to_num(0.0), scores)
         inputs.append(torch.tensor([terms.weights[name] for name in names], dtype=scores.dtype))
     if "lengths" in takes:
         inputs.append(torch.tensor([m.rollout.length for m in members], dtype=scores.dtype))

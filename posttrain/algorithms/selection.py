@@ -56,6 +56,9 @@ def widest_margins(
         assert annotation.reference is not None
         scores = [v.score for v in group.verdicts]
         graded = [i for i, score in enumerate(scores) if score is not None]
+        if not graded:
+            margins.append(-math.inf)
+            continue
         best, worst = (choose(graded, key=lambda i: scores[i] or 0.0) for choose in (max, min))
         apart = []
         for i in (best, worst):
@@ -65,7 +68,8 @@ def widest_margins(
         margins.append(apart[0] - apart[1])
     count = max(1, round(algorithm.selection["keep_fraction"] * len(groups)))
     kept = sorted(sorted(range(len(groups)), key=lambda i: -margins[i])[:count])
-    report = Report.mean("learn/implicit_margin", sum(margins), len(margins))
+    known = [margin for margin in margins if math.isfinite(margin)]
+    report = Report.mean("learn/implicit_margin", sum(known), len(known)) if known else Report()
     return kept, report + Report.mean("learn/kept_groups", count, len(groups))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from posttrain.build.companions import Checkpoint
 from posttrain.build.layouts import heads_mistakes
+from posttrain.data.chat import Chat
 from posttrain.errors import ModelError, RecipeError
 from posttrain.hybrid import Hybrid
 from posttrain.hybrid.publishing import choose
@@ -64,6 +65,11 @@ def _adapter(recipe: Recipe, checkpoint: Checkpoint) -> Form | str:
         return str(error)
 
 
+def _stops(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Also what the template writes at the end of a turn: a base model learns to end there, and names another."""
+    return Chat(checkpoint.tokenizer, stop_tokens(checkpoint.folder, checkpoint.tokenizer)).stop_ids
+
+
 def _vllm(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
     from posttrain.rollout.vllm import EngineOptions, VllmSampler
 
@@ -73,6 +79,7 @@ def _vllm(recipe: Recipe, checkpoint: Checkpoint, max_length: int) -> Sampler:
         max_length=max_length,
         hardware=recipe.hardware,
         trust_remote_code=recipe.model.trust_remote_code,
+        stops=_stops(checkpoint),
         ranks=checkpoint.world.size,
         adapter=_adapter(recipe, checkpoint),
     )
@@ -91,6 +98,7 @@ def _servers(recipe: Recipe, checkpoint: Checkpoint, max_length: int, logs: Path
         max_length=max_length,
         hardware=recipe.hardware,
         trust_remote_code=recipe.model.trust_remote_code,
+        stops=_stops(checkpoint),
     )
     token = None
     if settings.token_from is not None:
@@ -119,5 +127,4 @@ def _local(recipe: Recipe, checkpoint: Checkpoint) -> Sampler:
 
     plain = recipe.model.model_copy(update={"lora": None})
     model = load_policy(checkpoint.folder, plain, checkpoint.dtype, checkpoint.device)
-    stops = stop_tokens(checkpoint.folder, checkpoint.tokenizer)
-    return LocalSampler(model, checkpoint.tokenizer, stops, recipe.hardware.sampler.max_sequences)
+    return LocalSampler(model, checkpoint.tokenizer, _stops(checkpoint), recipe.hardware.sampler.max_sequences)

@@ -57,8 +57,11 @@ def _learner(checked: Checked, checkpoint: Checkpoint, model: Any, settings: Com
     settings = replace(settings, flat=_flat(reading, recipe.hardware.learner.attention))
     _compile(reading, recipe.hardware.learner)
     critic = Critic(values, recipe.critic, recipe.optimizer, updates, settings.sharding) if values is not None else None
+    # While its critic warms up the policy rests, and so does its schedule.
+    warming = recipe.critic.warmup_steps if needs.critic else 0
+    moving = updates - updates // max(recipe.run.steps, 1) * warming
     return PolicyLearner(
-        model, checkpoint.tokenizer, recipe.optimizer, settings, updates, Companions(references, critic)
+        model, checkpoint.tokenizer, recipe.optimizer, settings, moving, Companions(references, critic)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -95,8 +96,12 @@ def _digest_answers(prompts: str, groups: Sequence[Group]) -> str:
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
-    """Of ids, tokens and order: another template or tokenizer makes another set of prompts."""
+    """Of ids, tokens, columns and order: another template or tokenizer makes another set of prompts, and another
+    answer another set of verdicts.
+    """
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(f"{prompt.id}\n{prompt.tokens}\n".encode())
+        # What is no JSON has no text that is the same in the next process.
+        columns = json.dumps(dict(prompt.columns), skipkeys=True, default=lambda value: type(value).__name__)
+        digest.update(f"{prompt.id}\n{prompt.tokens}\n{columns}\n".encode())
     return digest.hexdigest()

@@ -80,12 +80,12 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
     """Update the weights from a step's groups. The gate, where given, is held before the first update."""
     started, updates, algorithm, version = time.perf_counter(), learning.updates, learning.algorithm, learner.version
     learner, watch = Stopwatch.around(learner)
-    samples, report = _samples(learner, learning, groups)
+    samples, report, kept = _samples(learner, learning, groups)
     out = Learnt(samples, [[] for _ in samples], algorithm.needs.scorer, report)
     moves = step > updates.warmup_steps
     coefficients = learning.state.coefficients(learning.terms, policy=moves)
     trust = TrustRegion(learner, algorithm, coefficients)
-    for number, part in enumerate(_parts(samples, len(groups), updates)):
+    for number, part in enumerate(_parts(samples, kept, updates)):
         if not any(bool(samples[i].mask.any()) for i in part):
             out.report += Report.sum("learn/skipped_updates", 1)
             continue
@@ -126,11 +126,11 @@ def _timed(out: Learnt, started: float, epochs: int) -> Learnt:
     return out
 
 
-def _samples(learner: Learner, learning: Learning, groups: Sequence[Group]) -> tuple[list[Sample], Report]:
-    """A step's groups to what is learnt of them."""
+def _samples(learner: Learner, learning: Learning, groups: Sequence[Group]) -> tuple[list[Sample], Report, int]:
+    """A step's groups to what is learnt of them, and how many groups that is."""
     algorithm = learning.algorithm
     if algorithm.needs.scorer:
-        return label(algorithm, groups)
+        return *label(algorithm, groups), len(groups)
     annotations = annotate(learner, algorithm, groups, learning.updates.several, learning.cache)
     kept = list(range(len(groups)))
     report = Report()
@@ -139,7 +139,7 @@ def _samples(learner: Learner, learning: Learning, groups: Sequence[Group]) -> t
     samples, about = assign_credit(
         algorithm, [groups[i] for i in kept], [annotations[i] for i in kept], learning.terms, learning.state
     )
-    return samples, report + about
+    return samples, report + about, len(kept)
 
 
 def refresh(learner: Learner, reference: Reference, step: int) -> None:

@@ -33,9 +33,11 @@ def refusals(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         line = f"{key}: {_show(was)} -> {_show(now)}"
         if key == "run.steps" and isinstance(was, int) and isinstance(now, int) and now > was:
             schedule = after.get("optimizer.schedule", "constant")
-            if schedule == "constant":
+            fades = after.get("data.auxiliary.final_coefficient") is not None
+            if schedule == "constant" and not fades:
                 continue
-            line += f" (the {schedule} schedule ends at run.steps: the steps already made would have been others)"
+            ends = "data.auxiliary.final_coefficient is reached" if fades else f"the {schedule} schedule ends"
+            line += f" ({ends} at run.steps: the steps already made would have been others)"
         found.append(line)
     return found
 

@@ -43,7 +43,8 @@ def locate(path: str, key: str = "model.path") -> Location:
 
 def context_length(location: Location) -> int | None:
     """The longest sequence a local folder's config allows; None where it can't be told without loading."""
-    found = config_of(location).get("max_position_embeddings")
+    config = config_of(location)
+    found = config.get("max_position_embeddings", (config.get("text_config") or {}).get("max_position_embeddings"))
     return found if isinstance(found, int) else None
 
 

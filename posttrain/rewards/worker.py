@@ -12,6 +12,7 @@ import resource
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
@@ -128,7 +129,8 @@ def call(payload: bytes, count: int | None, limit: float) -> list[Part] | str:
         skips = count is not None
         return [Part(None, "skipped") if v is None and skips else replace(_part(v), seconds=seconds) for v in values]
     except BaseException as error:
-        return f"{type(error).__name__}: {error!s:.300}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error!s:.300} ({Path(last.filename).name}:{last.lineno})"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -42,6 +42,8 @@ class EngineOptions:
     max_length: int
     hardware: Hardware
     trust_remote_code: bool = False
+    stops: tuple[int, ...] = ()
+    """Ids that end a turn, beside the tokenizer's own and those of the generation defaults."""
     ranks: int = 1
     """Processes of the run: each has an engine, or a part of one."""
     adapter: Form | str = "no adapter is served beside the weights"
@@ -56,7 +58,7 @@ class VllmSampler:
         self.version: int | None = None
         self.sleeps, self.asleep = options.device != "cpu", False
         self.expected = expected_weights(folder, options.trust_remote_code)
-        self.stops = stop_tokens(folder, tokenizer)
+        self.stops = tuple(sorted({*stop_tokens(folder, tokenizer), *options.stops}))
         self.based, self.adapters = False, None
         self.unadapted: str | None = options.adapter if isinstance(options.adapter, str) else None
         extra: dict[str, Any] = {}

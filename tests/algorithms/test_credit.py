@@ -143,6 +143,11 @@ def test_components_are_normalised_one_by_one_and_added_by_their_weights() -> No
     def normed(values: list[float]) -> list[float]:
         return [(v - statistics.fmean(values)) / statistics.pstdev(values) for v in values]
 
+    # One with nothing to say of a whole group makes no contrast in it.
+    silent = tuple(replace(v, parts={**v.parts, "short": None}) for v in verdicts)
+    samples_without, _ = credited("gdpo", [Group(group(1.0).prompt, rollouts, silent)], whitening="none")
+    assert [said(s)[0] for s in samples_without] == pytest.approx(normed([1.0, 0.0, 0.0, 1.0]))
+
     # A grader with nothing to say counts as the others' mean.
     right, short = normed([1.0, 0.0, 0.0, 1.0]), normed([0.5, 0.25, 1.0, 1.75 / 3])
     expected = [1.0 * r + 0.5 * s for r, s in zip(right, short, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,15 @@ class TestMargins:
         assert found == sorted(sorted(range(5), key=lambda i: -margins[i])[:count])
         assert report.values()["learn/implicit_margin"] == pytest.approx(statistics.fmean(margins))
         assert report.values()["learn/kept_groups"] == pytest.approx(count / 5)
+
+    def test_a_group_without_a_graded_response_comes_last(self) -> None:
+        groups, notes = self.step()
+        groups[1] = replace(groups[1], verdicts=tuple(Verdict(None, "error") for _ in groups[1].verdicts))
+        algorithm, share = choose("sera", {"keep_fraction": 0.8}), (0.25, 0.75)
+        found, report = widest_margins(algorithm, groups, notes, share)
+        assert found == [0, 2, 3, 4]
+        graded = [self.margin(g, n) for i, (g, n) in enumerate(zip(groups, notes, strict=True)) if i != 1]
+        assert report.values()["learn/implicit_margin"] == pytest.approx(statistics.fmean(graded))
 
     def test_of_equal_margins_the_first_are_kept(self) -> None:
         groups, notes = self.step()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +77,8 @@ def test_columns_stay_with_their_own_prompt_through_the_shuffle() -> None:
 def test_another_set_of_prompts_is_refused() -> None:
     state = PromptStream(some(5), seed=0).state()
     other_template = [Prompt(p.id, (99, *p.tokens), p.text) for p in some(5)]
-    for prompts in (some(6), some(5)[::-1], other_template):
+    other_answers = [replace(p, columns={"answer": "7", "table": {1: object()}}) for p in some(5)]
+    for prompts in (some(6), some(5)[::-1], other_template, other_answers):
         with pytest.raises(DataError, match="not the prompts of the checkpoint"):
             PromptStream(prompts, seed=0).restore(state)
 

@@ -34,7 +34,7 @@ from tests.learner.steps import accumulated
 from tests.tiny import samples, tiny_folder
 
 # Where a gradient is nothing but rounding, Adam with a small epsilon makes a whole step of it.
-ASKED = Optimizer(learning_rate=1e-2, epsilon=1e-4)
+ASKED = Optimizer(learning_rate=5e-3, epsilon=1e-4)
 STEPS = 5
 
 

@@ -92,6 +92,14 @@ def test_a_critic_moves_alone_while_it_warms_up_and_is_saved_as_a_classifier(tmp
     assert not (tmp_path / "frozen" / "checkpoints" / "step-000001" / "critic.pt").exists()
 
 
+def test_a_schedule_ends_with_the_run_where_the_critic_warmed_up_too(tmp_path: Path) -> None:
+    changes = {"algorithm": "ppo", "critic": {"warmup_steps": 2}}
+    optimizer = {"schedule": "linear", "learning_rate": 1e-2}
+    run("train", prepare(tmp_path, run={"steps": 4, "save_every": 0}, optimizer=optimizer, **changes), "--quiet")
+    rates = [line["learn/learning_rate"] for line in metrics(tmp_path / "run") if "learn/learning_rate" in line]
+    assert rates == pytest.approx([1e-2, 0.5e-2])
+
+
 def test_auxiliary_texts_add_their_mean_likelihood_with_its_weight(tmp_path: Path) -> None:
     learner = tiny_learner(tiny_folder(tmp_path / "model"), torch.float64)
     groups = [text((2, 3, 4), (5, 6)), text((7, 8), (9, 10, 11)), text((12,), (13,))]

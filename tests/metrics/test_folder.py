@@ -114,6 +114,14 @@ def test_more_steps_under_a_schedule_that_ends_with_them_are_refused(tmp_path):
         folder.open(decaying.replace("steps: 10", "steps: 20"))
 
 
+def test_more_steps_under_a_term_that_fades_until_the_last_are_refused(tmp_path):
+    fading = RECIPE + "data: {auxiliary: {coefficient: 0.1, final_coefficient: 0.0}}\n"
+    folder = RunFolder(tmp_path / "run")
+    folder.open(fading)
+    with pytest.raises(PosttrainError, match=r"run\.steps: 10 -> 20 \(data.auxiliary.final_coefficient is reached at"):
+        folder.open(fading.replace("steps: 10", "steps: 20"))
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "recipe.yaml", "environment.json"])
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, name):
     (tmp_path / name).write_text("{}")

@@ -48,7 +48,7 @@ class ServerSampler:
         self._kept: Kept | None = None
         self.restarts = 0
         self.expected = expected_weights(folder, engine.trust_remote_code)
-        self.stops = stop_tokens(folder, tokenizer)
+        self.stops = tuple(sorted({*stop_tokens(folder, tokenizer), *engine.stops}))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=engine.trust_remote_code).get_text_config()
         self.wanted = Wanted(self.expected, config.vocab_size, engine.dtype, engine.max_length)
         self.asleep = False
