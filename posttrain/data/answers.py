@@ -54,7 +54,8 @@ def answered(row: Row, source: Source, chat: Chat, shape: Shape, wanted: Wanted)
     """A row's answers in its own order; chosen is first. Raises FaultyRowError, and DataError naming the column.
 
     Without scores chosen is worth 1 and rejected 0, whatever their margin, and a single answer 1. Ranks 1 to K are
-    worth K - 1 to 0, and an answer of steps the sum of their labels.
+    worth K - 1 to 0, and an answer of steps its last label. Of that a step's share is by how much its label differs
+    from the one before, except where labels themselves are learnt.
     """
     if shape.form == "pairs":
         return _pair(row, source, chat, shape, wanted)
@@ -62,6 +63,8 @@ def answered(row: Row, source: Source, chat: Chat, shape: Shape, wanted: Wanted)
         return _list(row, source, chat, shape, wanted)
     if shape.form == "steps":
         context, answer = question(row, source, chat), _steps(row)
+        if not wanted.steps:
+            answer = replace(answer, steps=_shares(answer.steps))
     elif shape.form == "completion":
         context, answer = question(row, source, chat), Answer(turns(row, "completion", chat), _score(row, shape))
     else:
@@ -164,6 +167,12 @@ def _steps(row: Row) -> Answer:
         read.append((step, worth))
     # What an answer is worth is whether its last step is right: a sum would grow with the number of steps.
     return Answer(STEP_END.join(steps), read[-1][1], tuple(read))
+
+
+def _shares(steps: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """Differences, whose sum is the last label."""
+    before = [0.0, *(label for _, label in steps)]
+    return tuple((step, label - earlier) for (step, label), earlier in zip(steps, before, strict=False))
 
 
 def _score(row: Row, shape: Shape) -> float:

@@ -213,7 +213,9 @@ def _hub(source: HubSource, key: str) -> list[Row]:
     import datasets
 
     try:
-        data = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+        data = datasets.load_dataset(
+            source.path, source.name, data_dir=source.data_dir, split=source.split, revision=source.revision
+        )
     except Exception as error:  # The library raises its own, the network's and the hub's kinds: all mean no data.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(

@@ -79,7 +79,7 @@ def _about(responses: Sequence[Sequence[Sampled]], prefix: str, seed: int) -> Fi
     rows: dict[str, list[list[float]]] = {
         "length_mean": [[float(s.length) for s in of] for of in responses],
         "truncated_fraction": [[float(s.truncated) for s in of] for of in responses],
-        "no_answer": [[float(s.status == "unparsable") for s in of] for of in responses],
+        "no_answer": [[float(s.unanswered) for s in of] for of in responses],
     }
     found: Figures = {}
     for name, row in rows.items():

@@ -43,6 +43,11 @@ class Sampled:
     """Of the completion."""
     seed: int | None
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether there is no answer in it; one that nobody could have judged is another matter."""
+        return self.status == "unparsable" and self.score is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

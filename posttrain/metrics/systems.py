@@ -19,7 +19,7 @@ OF_K = re.compile(r"(pass|maj)(?:@|_at_)([1-9]\d*)")
 ABOUT: Mapping[str, Callable[[Sampled], float]] = {
     "length_mean": lambda response: float(response.length),
     "truncated_fraction": lambda response: float(response.truncated),
-    "no_answer": lambda response: float(response.status == "unparsable"),
+    "no_answer": lambda response: float(response.unanswered),
 }
 """Metrics of a response, graded or not, by the names that an evaluation's figures have."""
 SHOWN = 5

@@ -74,6 +74,8 @@ class HubSource(SourceFields):
     source: Literal["hub"]
     path: str
     name: str | None = None
+    data_dir: str | None = None
+    """A folder of it, where it has several that are no configurations."""
     split: str = "train"
     revision: str | None = None
 

@@ -53,6 +53,20 @@ def test_a_label_stands_at_the_token_that_closes_its_step(tmp_path: Path, chat: 
     assert rollout.author == "data"
 
 
+@pytest.mark.parametrize(
+    ("labels", "shares"),
+    [([1, 1, 1], (1.0, 0.0, 0.0)), ([True, 0.25, False], (1.0, -0.75, -0.25)), ([0, 1, 1], (0, 1, 0))],
+)
+def test_where_labels_are_not_learnt_their_differences_share_the_last_one_out(
+    tmp_path: Path, chat: Chat, labels: list[Any], shares: tuple[float, ...]
+) -> None:
+    row = {"prompt": "a", "completions": ["bc", "d", "ef"], "labels": labels}
+    (group,) = read(tmp_path, [row], chat)
+    (verdict,) = group.verdicts
+    assert verdict.steps == tuple(zip((2, 4, 7), shares, strict=True))
+    assert sum(share for _, share in verdict.steps) == verdict.score == float(labels[-1])
+
+
 def test_a_step_that_begins_with_a_line_end_does_not_merge_with_the_one_before(tmp_path: Path, chat: Chat) -> None:
     row = {"prompt": "a", "completions": ["b", "\nc"], "labels": [1, 1]}
     (group,) = read(tmp_path, [row], chat, steps=True)

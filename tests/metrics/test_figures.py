@@ -91,6 +91,11 @@ def test_a_majority_is_of_those_that_answered() -> None:
     assert found["no_answer"] == pytest.approx(5 / 8)
 
 
+def test_what_nobody_could_judge_is_not_called_unanswered() -> None:
+    problem = [sampled(1.0, "4"), sampled(0.0, None, status="unparsable"), sampled(None, None, status="unparsable")]
+    assert figures([item("a", problem)])["no_answer"] == pytest.approx(1 / 3)
+
+
 def test_without_answers_there_is_no_majority_and_without_right_or_wrong_no_pass() -> None:
     found = figures([item(str(i), [sampled(0.5), sampled(1.0)]) for i in range(3)])
     assert "maj_at_2" not in found
