@@ -114,7 +114,9 @@ def learn(learner: Learner, learning: Learning, groups: Sequence[Group], gate: P
             break
     out.report += trust.close([(s, u[0][1]) for s, u in zip(samples, out.updates, strict=True) if u])
     out.report += _mismatch(out, version)
-    out.report += learning.state.adapt(algorithm, out.report, len(samples))
+    if moves:
+        # While a critic warms up the policy rests, and nothing that is measured of it says how it moves.
+        out.report += learning.state.adapt(algorithm, out.report, len(samples))
     out.report += watch.report + untaught(algorithm, samples)
     return _timed(out, started, updates.epochs)
 

@@ -100,6 +100,14 @@ def test_a_schedule_ends_with_the_run_where_the_critic_warmed_up_too(tmp_path: P
     assert rates == pytest.approx([1e-2, 0.5e-2])
 
 
+def test_coefficients_rest_while_the_policy_does(tmp_path: Path) -> None:
+    changes = {"algorithm": {"name": "ppo", "trust": "penalty"}, "critic": {"warmup_steps": 3}}
+    run("train", prepare(tmp_path, run={"steps": 4, "save_every": 0}, **changes), "--quiet")
+    first, *_, moved = (line.get("learn/trust_coefficient") for line in metrics(tmp_path / "run")[1:])
+    assert first is None
+    assert moved in (0.5, 1.0, 2.0)
+
+
 def test_auxiliary_texts_add_their_mean_likelihood_with_its_weight(tmp_path: Path) -> None:
     learner = tiny_learner(tiny_folder(tmp_path / "model"), torch.float64)
     groups = [text((2, 3, 4), (5, 6)), text((7, 8), (9, 10, 11)), text((12,), (13,))]

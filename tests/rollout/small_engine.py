@@ -61,6 +61,7 @@ class SmallEngine:
         self.active = self.dead = self.closed = False
         self.running = self.most = 0
         self.asked: Counter[int] = Counter()
+        self.salts: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self.without: tuple[str, ...] = ()
         self.expected: dict[str, tuple[int, ...]] = {}
@@ -171,6 +172,7 @@ class SmallEngine:
             return web.json_response({"error": {"message": "token_ids: field required"}}, status=400)
         p = body["sampling_params"]
         self.asked[p["seed"]] += 1
+        self.salts[body["cache_salt"]] += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:

@@ -296,6 +296,17 @@ def test_an_engine_that_dies_behind_a_server_that_still_answers_is_lost_too(fold
             assert answers([r]) == [whole[i]]
 
 
+def test_prefixes_are_kept_apart_by_version_and_by_run(folder: Path, hosts: Hosts) -> None:
+    made = engine(folder)
+    url = hosts.start(made)
+    for _ in range(2):
+        with by_address(folder, url) as sampler:
+            for version in (1, 2):
+                sampler.load(weights(folder, version), version)
+                sampler.generate(requests(3), ASKED)
+    assert list(made.salts.values()) == [3] * 4
+
+
 def test_greedy_and_filters_reach_the_server_as_they_are(folder: Path, hosts: Hosts) -> None:
     made = engine(folder)
     with by_address(folder, hosts.start(made)) as sampler:

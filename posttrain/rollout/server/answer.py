@@ -16,13 +16,13 @@ NOTHING = -9999.0
 """What the server says for a log-probability that is not finite."""
 
 
-def body(request: Request, sampling: Sampling, stops: Sequence[int], version: int) -> dict[str, Any]:
-    """The JSON of a request."""
+def body(request: Request, sampling: Sampling, stops: Sequence[int], weights: str) -> dict[str, Any]:
+    """The JSON of a request. `weights` names those that answer, as no other run names any."""
     return {
         "token_ids": list(request.prompt.tokens),
-        # The salt keeps cached prefixes of older weights from ever being hit: no cache needs to be reset. The server
+        # The salt keeps cached prefixes of other weights from ever being hit: no cache needs to be reset. The server
         # takes no slashes in it.
-        "cache_salt": hashlib.blake2b(f"{version}/{request.purpose}".encode(), digest_size=16).hexdigest(),
+        "cache_salt": hashlib.blake2b(f"{weights}/{request.purpose}".encode(), digest_size=16).hexdigest(),
         "return_token_ids": True,
         "sampling_params": {
             "temperature": sampling.temperature,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class ServerSampler:
         self.republish: Callable[[int], Iterator[tuple[str, Tensor]]] | None = None
         self._kept: Kept | None = None
         self.restarts = 0
+        # A server by address may have served another run, whose versions have the same numbers.
+        self.name = secrets.token_hex(8)
         self.expected = expected_weights(folder, engine.trust_remote_code)
         self.stops = tuple(sorted({*stop_tokens(folder, tokenizer), *engine.stops}))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=engine.trust_remote_code).get_text_config()
@@ -108,7 +111,7 @@ class ServerSampler:
         dispatch = Dispatch(able)
 
         async def one(i: int) -> None:
-            asked = body(requests[i], reader.sampling, self.stops, reader.version)
+            asked = body(requests[i], reader.sampling, self.stops, f"{self.name}/{reader.version}")
             while True:
                 replica = await dispatch.take()
                 try:
