@@ -74,6 +74,8 @@ def measure(checked: Checked, checkpoint: Checkpoint, data: Read, folders: Seque
     golden = probed[:GOLDEN]
     card = RewardCard.of(
         pairs,
+        # Each answer's output says by itself that it is the better one: between two, both are asked.
+        slope=0.5 if checked.algorithm.needs.in_context else 1.0,
         best_of_n=None if said is None else _best_of_n(data.held, said),
         consistency=_consistency(checked, checkpoint, model),
         invariance=_invariance(model, probed),
@@ -102,6 +104,8 @@ def _ids(rollout: Rollout) -> tuple[int, ...]:
 def _pairs(group: Group, said: Sequence[float]) -> list[ScoredPair]:
     """Every two answers of different worth, the better one first."""
     worth = [v.score for v in group.verdicts]
+    # Chosen and rejected are worth 1 and 0 where the data does not say more: that is no margin.
+    thumbs = {score for score in worth if score is not None} <= {0.0, 1.0}
     offsets = [v.offset for v in group.verdicts]
     subset = str(group.prompt.columns.get("subset", ""))
     found = []
@@ -109,8 +113,7 @@ def _pairs(group: Group, said: Sequence[float]) -> list[ScoredPair]:
         for j, b in enumerate(worth):
             if a is not None and b is not None and a > b:
                 lengths = group.rollouts[i].length, group.rollouts[j].length
-                # Chosen and rejected are worth 1 and 0 where the data does not say more: that is no margin.
-                margin = None if (a, b) == (1.0, 0.0) else a - b
+                margin = None if thumbs else a - b
                 first, second = offsets[i], offsets[j]
                 margin = margin if first is None or second is None else first - second
                 found.append(ScoredPair(said[i], said[j], *lengths, margin=margin, subset=subset))

@@ -56,11 +56,11 @@ class RewardCard:
     """{tokens, scores}: what the model said of a few sequences when it was measured."""
 
     @classmethod
-    def of(cls, pairs: Sequence[ScoredPair], **others: Any) -> RewardCard:
-        """Measure held-out pairs; `others` are the fields that do not follow from them. Raises PosttrainError for no
-        pairs."""
+    def of(cls, pairs: Sequence[ScoredPair], slope: float = 1.0, **others: Any) -> RewardCard:
+        """Measure held-out pairs, whose differences times `slope` are log-odds; `others` are the fields that do not
+        follow from them. Raises PosttrainError for no pairs."""
         accuracy, low, high = pair_accuracy(pairs)
-        ece, rows = calibration(pairs)
+        ece, rows = calibration(pairs, slope=slope)
         return cls(
             accuracy=accuracy,
             accuracy_low=low,

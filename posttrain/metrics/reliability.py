@@ -82,17 +82,17 @@ def accuracy_by_subset(pairs: Sequence[ScoredPair]) -> list[Row]:
     return [{"subset": name, **_accuracy([pair for pair in pairs if pair.subset == name])} for name in names]
 
 
-def calibration(pairs: Sequence[ScoredPair], bins: int = 10) -> tuple[float, list[Row]]:
+def calibration(pairs: Sequence[ScoredPair], bins: int = 10, slope: float = 1.0) -> tuple[float, list[Row]]:
     """Whether the model is as often right as it says: (expected calibration error, rows {predicted, right, right_low,
     right_high, count}).
 
-    By Bradley and Terry's model it gives the response that it prefers a probability of sigmoid(|difference of scores|),
-    from 1/2 to 1: that range in equal bins, ascending, empty ones left out. `predicted` is the mean of these
+    By Bradley and Terry's model it gives the response that it prefers a probability of sigmoid(slope x |difference of
+    scores|), from 1/2 to 1: that range in equal bins, ascending, empty ones left out. `predicted` is the mean of these
     probabilities, `right` the share of pairs in which the data prefers the same one (Wilson's interval); the error is
     the mean over pairs of their bin's |predicted - right| (1706.04599). A tie says 1/2 and is half right.
     """
     # Gaps are not negative here: exp cannot overflow.
-    said = np.array([1 / (1 + math.exp(-abs(pair.gap))) for pair in _some(pairs)])
+    said = np.array([1 / (1 + math.exp(-slope * abs(pair.gap))) for pair in _some(pairs)])
     place = np.minimum(((said - 0.5) * 2 * bins).astype(int), bins - 1)
     rows, error = [], 0.0
     for bin_ in np.unique(place):

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from posttrain.errors import PosttrainError
 from posttrain.metrics import RunFolder
 from posttrain.metrics.card import RewardCard
+from posttrain.metrics.reliability import ScoredPair, calibration
 from posttrain.metrics.statistics import wilson
 from tests.data import ASK, SYSTEM, USER
 from tests.loops.test_held_out import answers, asked, ids
@@ -238,9 +239,16 @@ class TestKinds:
         assert (card["pairs"], card["accuracy"]) == (len(right), sum(right) / len(right))
         assert [row["n"] for row in card["best_of_n"]] == [1, 2, 4]
 
+    def test_ranks_have_margins_though_the_last_two_are_worth_1_and_0(self, tmp_path: Path) -> None:
+        ranked = [{"prompt": r["prompt"], "completions": r["completions"], "ranks": [2, 1, 3]} for r in lists(5, 3, 40)]
+        train(prepare(tmp_path, "reward_plackett_luce", lists(10), ranked, run={"steps": 1, "save_every": 0}))
+        card = card_of(tmp_path / "run")
+        assert card["pairs"] == 5 * 3
+        assert {row["by"] for row in card["by_margin"]} == {"margin"}
+
     def test_a_gap_model_reads_each_answer_after_the_other_one(self, tmp_path: Path) -> None:
         train(prepare(tmp_path, "reward_gap", pairs(12), pairs(8, 40), run={"steps": 4, "save_every": 0}))
-        right = []
+        right, apart = [], []
         better_wish = "Write a better response."
         for row in pairs(8, 40):
             said = []
@@ -249,7 +257,9 @@ class TestKinds:
                 whole = [*SYSTEM, *USER, *turns, *ids(row[own]), 1]
                 said.append(plainly(weights(tmp_path / "run"), whole)[0])
             right.append(said[0] > said[1])
+            apart.append(ScoredPair(said[0], said[1], 1, 1))
         card = card_of(tmp_path / "run")
+        assert card["ece"] == pytest.approx(calibration(apart, slope=0.5)[0], abs=1e-5)
         assert (card["pairs"], card["accuracy"]) == (8, sum(right) / 8)
 
     @pytest.mark.parametrize(

@@ -135,6 +135,8 @@ class TestCalibration:
         # Ten bins of 2000 pairs, each off by about .4 / sqrt(2000) = .01.
         assert calibration(honest)[0] < 0.02
         assert calibration(boasting)[0] > 0.15
+        # Unless what it says is four times the log-odds.
+        assert calibration(boasting, slope=0.25) == calibration(honest)
         assert pair_accuracy(honest) == pair_accuracy(boasting)
 
     def test_a_model_that_says_nothing_is_calibrated(self):
