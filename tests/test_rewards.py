@@ -208,15 +208,6 @@ def test_a_call_stops_when_too_many_verdicts_fail_and_names_three_reasons() -> N
         assert "naughty on prompt 'p0': ValueError: bad grader" in str(caught.value)
 
 
-def test_answers_that_nobody_can_read_count_as_failures_and_those_of_the_policy_do_not() -> None:
-    asked = prompt("p0", answer="a")
-    with Grader([reward("naughty")], grading(max_failure_rate=0.5)) as grader:
-        (verdicts,) = grader.grade([(asked, [roll("unreadable"), roll("a")])])
-        assert [v.score for v in verdicts] == [None, 1.0]
-        with pytest.raises(GradingError, match=r"(?s)2 of 3 verdicts failed.*no gold"):
-            grader.grade([(asked, [roll("unreadable"), roll("unreadable"), roll("a")])])
-
-
 def test_an_error_is_said_with_its_place() -> None:
     with Grader([reward("naughty")], grading()) as grader:
         ((failed,),) = grader.grade([(prompt("p0", answer="a"), [roll("raise")])])

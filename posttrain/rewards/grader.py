@@ -194,11 +194,9 @@ class Grader:
     def _count(self, verdicts: Sequence[Verdict]) -> None:
         counts = Counter(verdict.status for verdict in verdicts)
         self.failures = {status: counts[status] for status in UNGRADED}
-        # Unparsable is also what the policy said, which scores 0; without a score it was not the policy's doing.
-        faulty = [v for v in verdicts if v.status in FAILED or (v.status == "unparsable" and v.score is None)]
-        failed = len(faulty)
+        failed = sum(counts[status] for status in FAILED)
         if verdicts and failed / len(verdicts) > self.grading.max_failure_rate:
-            reasons = dict.fromkeys(v.reason for v in faulty)
+            reasons = dict.fromkeys(v.reason for v in verdicts if v.status in FAILED)
             raise GradingError(
                 f"{failed} of {len(verdicts)} verdicts failed for reasons that are not the policy's (grading."
                 f"max_failure_rate is {self.grading.max_failure_rate:g}):"
